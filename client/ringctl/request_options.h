@@ -1,0 +1,38 @@
+// The options that say which attention is computed and how: those that `attend` and `plan` share.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "ringserve/v1/attention.pb.h"
+
+namespace CLI {
+class App;
+}
+
+namespace ringserve {
+
+struct RequestOptions {
+  std::string mask = "full";  // or "causal"
+  std::string mask_file;
+  std::optional<int64_t> q_offset;
+  bool bottom_right = false;
+  std::optional<double> scale;
+  std::string balancer = "auto";
+  std::string rotate = "auto";
+  int workers = 0;
+};
+
+// Adds --mask, --mask-file, --q-offset, --bottom-right, --scale, --balancer, --rotate and
+// --workers. Values that no request may have are parse errors. `options` outlives the parsing.
+void AddRequestOptions(CLI::App& command, RequestOptions& options);
+
+// Fills masks and scale of `spec`, whose batch is set, and balancer, rotate and workers of
+// `header_options`. INVALID_ARGUMENT: options that exclude each other, or a mask file that is
+// wrong; names flag and value.
+absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
+                                 v1::AttentionOptions& header_options);
+
+}  // namespace ringserve

@@ -1,0 +1,16 @@
+// Options of ringctl that take seconds.
+#pragma once
+
+#include <chrono>
+
+#include <CLI/CLI.hpp>
+
+namespace ringserve {
+
+// From 0.001 to a million. (CLI::Range lets NaN pass.)
+CLI::Validator SecondsRange();
+
+// Rounded up: what is asked for is waited for.
+std::chrono::milliseconds Milliseconds(double seconds);
+
+}  // namespace ringserve

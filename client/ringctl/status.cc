@@ -1,0 +1,138 @@
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/ringctl/command.h"
+#include "client/ringctl/format.h"
+
+namespace ringserve {
+namespace {
+
+using nlohmann::ordered_json;
+
+ordered_json StatusJson(const v1::GetClusterResponse& cluster) {
+  ordered_json workers = ordered_json::array();
+  for (const v1::Worker& worker : cluster.workers()) {
+    workers.push_back(ordered_json{{"id", worker.id()},
+                                   {"address", worker.address()},
+                                   {"device", worker.device()},
+                                   {"threads", worker.threads()},
+                                   {"memory_bytes", worker.memory_bytes()},
+                                   {"reserved_bytes", worker.reserved_bytes()},
+                                   {"silent_seconds", worker.silent_seconds()},
+                                   {"job", worker.job()},
+                                   {"pid", worker.pid()},
+                                   {"version", worker.version()},
+                                   {"libtorch", worker.libtorch()}});
+  }
+  const v1::Limits& limits = cluster.limits();
+  const v1::Measurements& measured = cluster.measurements();
+  return {{"version", cluster.version()},
+          {"epoch", cluster.epoch()},
+          {"draining", cluster.draining()},
+          {"queued_jobs", cluster.queued_jobs()},
+          {"unfinished_jobs", cluster.unfinished_jobs()},
+          {"workers", std::move(workers)},
+          {"limits",
+           {{"max_queued_jobs", limits.max_queued_jobs()},
+            {"max_header_bytes", limits.max_header_bytes()},
+            {"max_message_bytes", limits.max_message_bytes()},
+            {"max_deadline_seconds", limits.max_deadline_seconds()},
+            {"min_rate_bytes_per_second", limits.min_rate_bytes_per_second()}}},
+          {"measurements",
+           {{"pairs_per_second", measured.pairs_per_second()},
+            {"link_bytes_per_second", measured.link_bytes_per_second()},
+            {"link_latency_seconds", measured.link_latency_seconds()},
+            {"rank_overhead_seconds", measured.rank_overhead_seconds()}}}};
+}
+
+// Columns as wide as their widest cell.
+std::string TableText(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths(rows[0].size());
+  for (const auto& row : rows) {
+    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i)
+      absl::StrAppendFormat(&line, "%-*s  ", static_cast<int>(widths[i]), row[i]);
+    line.erase(line.find_last_not_of(' ') + 1);
+    absl::StrAppend(&text, line, "\n");
+  }
+  return text;
+}
+
+std::string WorkersText(const v1::GetClusterResponse& cluster, const std::string& server) {
+  if (cluster.workers().empty()) {
+    return absl::StrCat(
+        "no workers: nothing can be computed until one joins (ringserve-worker "
+        "--coordinator ",
+        server, "), or try a local cluster: ringctl up --workers 2\n");
+  }
+  std::vector<std::vector<std::string>> rows = {{"WORKER", "ADDRESS", "DEVICE", "THREADS",
+                                                 "RESERVED", "MEMORY", "SILENT", "JOB", "PID",
+                                                 "VERSION", "LIBTORCH"}};
+  for (const v1::Worker& worker : cluster.workers()) {
+    rows.push_back({worker.id(), worker.address(), worker.device(), absl::StrCat(worker.threads()),
+                    BytesText(worker.reserved_bytes()), BytesText(worker.memory_bytes()),
+                    SecondsText(worker.silent_seconds()),
+                    worker.job() == 0 ? "idle" : absl::StrCat(worker.job()),
+                    absl::StrCat(worker.pid()), worker.version(), worker.libtorch()});
+  }
+  return TableText(rows);
+}
+
+std::string StatusText(const v1::GetClusterResponse& cluster, const std::string& server) {
+  const v1::Limits& limits = cluster.limits();
+  const v1::Measurements& measured = cluster.measurements();
+  std::string text =
+      absl::StrCat("server     ", server, ", version ", cluster.version(),
+                   cluster.draining() ? ", draining: new requests are refused" : "", "\n",
+                   "epoch      ", cluster.epoch().empty() ? "none" : cluster.epoch(), "\n",
+                   "jobs       ", cluster.queued_jobs(), " queued, ", cluster.unfinished_jobs(),
+                   " unfinished\n\n", WorkersText(cluster, server), "\n");
+  absl::StrAppend(
+      &text, "limits     at most ", limits.max_queued_jobs(), " jobs queued, ",
+      BytesText(limits.max_header_bytes()), " a header, ", BytesText(limits.max_message_bytes()),
+      " a message, ", SecondsText(limits.max_deadline_seconds()), " a call; at least ",
+      BytesText(static_cast<uint64_t>(limits.min_rate_bytes_per_second())), "/s from a client\n");
+  absl::StrAppendFormat(&text,
+                        "planner    %.3g pairs/s a worker, %s/s and %s between two, %s for each "
+                        "further worker\n",
+                        measured.pairs_per_second(),
+                        BytesText(static_cast<uint64_t>(measured.link_bytes_per_second())),
+                        SecondsText(measured.link_latency_seconds()),
+                        SecondsText(measured.rank_overhead_seconds()));
+  return text;
+}
+
+int RunStatus(bool json, const ClientOptions& options) {
+  absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(options);
+  if (!client.ok()) return Misused(client.status());
+  const absl::StatusOr<v1::GetClusterResponse> cluster = (*client)->GetCluster();
+  if (!cluster.ok()) return Failed(cluster.status(), options);
+  std::printf("%s", json ? absl::StrCat(StatusJson(*cluster).dump(), "\n").c_str()
+                         : StatusText(*cluster, options.server).c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddStatusCommand(CLI::App& app, Invocation& invocation) {
+  auto json = std::make_shared<bool>(false);
+  CLI::App* command = app.add_subcommand("status", "Show the cluster: server, workers, jobs");
+  command->add_flag("--json", *json, "One JSON object");
+  command->callback([json, &invocation] {
+    invocation.run = [json, &invocation] { return RunStatus(*json, invocation.client); };
+  });
+}
+
+}  // namespace ringserve

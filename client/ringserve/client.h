@@ -1,0 +1,78 @@
+// The client library: one call with tensors as spans. Needs no LibTorch.
+//
+//   auto client = ringserve::Client::Connect({.server = "127.0.0.1:7070"});
+//   ringserve::v1::AttendHeader header;  // spec and options, as ringserve/v1/attention.proto says
+//   auto result = (*client)->Attend(header, {q, k, v}, {out, lse});
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ringserve/v1/attention.pb.h"
+
+namespace ringserve {
+
+struct ClientOptions {
+  std::string server;                     // HOST:PORT or unix:PATH
+  std::string tls_cert, tls_key, tls_ca;  // PEM files; ca alone: TLS without a client certificate
+  std::chrono::milliseconds connect_timeout{5'000};
+};
+
+// Dense little-endian bytes in the spec's layout, owned by the caller until the call returns.
+struct AttendInputs {
+  std::span<const std::byte> q, k, v;
+};
+
+// `lse` may be empty unless options.return_lse. Undefined until the call returned OK.
+struct AttendOutputs {
+  std::span<std::byte> out, lse;
+};
+
+struct CallOptions {
+  std::chrono::milliseconds deadline{600'000};  // for all attempts together; at most a year
+  int max_attempts = 5;  // re-sends after a lost worker or a pushback; 1: no retry
+  // Called on the calling thread, now and then: bytes moved of bytes to move. Does not throw, nor
+  // does on_retry.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+  // Called before each further attempt with the reason for it.
+  std::function<void(int attempt, const absl::Status& why)> on_retry;
+};
+
+struct AttendResult {
+  v1::Statistics statistics;  // of the attempt that succeeded
+  int attempts = 1;
+};
+
+// Thread safe: calls may run side by side.
+class Client {
+ public:
+  // INVALID_ARGUMENT: options wrong or PEM files unreadable. Connects on first use.
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(ClientOptions options);
+  virtual ~Client() = default;
+
+  // Blocks. Statuses as Attention.Attend (attention.proto), and INVALID_ARGUMENT where a span's
+  // size is not what the spec says (nothing was sent then), UNAVAILABLE within connect_timeout at a
+  // dead address.
+  virtual absl::StatusOr<AttendResult> Attend(const v1::AttendHeader& header,
+                                              const AttendInputs& inputs,
+                                              const AttendOutputs& outputs,
+                                              const CallOptions& options = {}) = 0;
+
+  virtual absl::StatusOr<v1::PlanResponse> Plan(const v1::PlanRequest& request) = 0;
+  virtual absl::StatusOr<v1::GetClusterResponse> GetCluster() = 0;
+};
+
+// Bytes that each tensor of `spec` must have. INVALID_ARGUMENT as the server would say.
+struct TensorBytes {
+  uint64_t q = 0, k = 0, v = 0, out = 0, lse = 0;
+};
+absl::StatusOr<TensorBytes> BytesOf(const v1::AttentionSpec& spec);
+
+}  // namespace ringserve

@@ -1,0 +1,48 @@
+// How a tensor's bytes lie in memory and on the wire, whatever its layout: `planes` blocks, each of
+// `rows` sequence positions of `row_bytes` bytes. [B,H,S,D] has B*H planes, [B,S,H,D] has B.
+//
+// This is the one place that knows what the two layouts mean for bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "ringserve/v1/attention.pb.h"
+
+namespace ringserve {
+
+struct TensorShape {
+  int64_t batch = 0;             // B
+  int64_t planes_per_batch = 0;  // H for BHSD and lse, 1 for BSHD
+  int64_t rows = 0;              // sequence positions
+  int64_t row_bytes = 0;         // bytes of one position in one plane
+
+  uint64_t bytes() const {
+    return static_cast<uint64_t>(batch) * planes_per_batch * rows * row_bytes;
+  }
+  friend bool operator==(const TensorShape&, const TensorShape&) = default;
+};
+
+// Bytes of one element: 4, 8, 2, 2; 0 for DTYPE_UNSPECIFIED.
+int64_t ElementBytes(v1::DType dtype);
+
+// Bytes of one lse element: 8 for F64, else 4.
+int64_t LseElementBytes(v1::DType dtype);
+
+// Dv: value_dim, or head_dim where value_dim is 0.
+int64_t ValueDim(const v1::AttentionSpec& spec);
+
+// scale, or 1 / sqrt(head_dim) where it is absent.
+double Scale(const v1::AttentionSpec& spec);
+
+// The whole tensor of a request. `spec` is valid (see ValidateHeader); `tensor` is Q, K, V, OUT or
+// LSE.
+TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec);
+
+// "q", "k", "v", "out", "lse", "bias", ...; "tensor 99" for a number without a name.
+std::string TensorName(v1::TensorId tensor);
+
+// True for BHSD (or unspecified).
+bool IsHeadMajor(const v1::AttentionSpec& spec);
+
+}  // namespace ringserve

@@ -1,0 +1,116 @@
+#include "server/attend_calls.h"
+
+#include <set>
+#include <string>
+#include <utility>
+
+#include "absl/time/time.h"
+#include "server/attend_call.h"
+
+namespace ringserve {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(100);
+
+}  // namespace
+
+void ApplyDefaults(const AttendOptions& defaults, v1::AttentionOptions& options) {
+  if (options.balancer() == v1::BALANCER_UNSPECIFIED || options.balancer() == v1::BALANCER_AUTO) {
+    options.set_balancer(defaults.default_balancer);
+  }
+  if (options.rotate() == v1::ROTATE_METHOD_UNSPECIFIED ||
+      options.rotate() == v1::ROTATE_METHOD_AUTO) {
+    options.set_rotate(defaults.default_rotate);
+  }
+}
+
+AttendCalls::AttendCalls(Coordinator& coordinator,
+                         std::shared_ptr<grpc::ChannelCredentials> credentials,
+                         AttendOptions options)
+    : coordinator_(coordinator),
+      channels_(std::move(credentials)),
+      budget_(options.process_bytes),
+      options_(options),
+      watch_([this] { Watch(); }) {}
+
+AttendCalls::~AttendCalls() {
+  {
+    absl::MutexLock lock(&mu_);
+    ending_ = true;
+  }
+  watch_.join();
+}
+
+AttendCall* AttendCalls::Accept(grpc::CallbackServerContext* context) {
+  const std::shared_ptr<AttendCall> call = AttendCall::Make(*this, context);
+  absl::Status refusal;
+  {
+    absl::MutexLock lock(&mu_);
+    refusal = refusal_;
+  }
+  if (refusal.ok()) {
+    call->Begin();
+  } else {
+    call->DropUnlessSubmitted(refusal);
+  }
+  return call.get();
+}
+
+void AttendCalls::Drain(const absl::Status& reason) {
+  {
+    absl::MutexLock lock(&mu_);
+    refusal_ = reason;
+  }
+  for (const std::shared_ptr<AttendCall>& call : Living()) call->DropUnlessSubmitted(reason);
+}
+
+void AttendCalls::AbortAll(const absl::Status& reason) {
+  {
+    absl::MutexLock lock(&mu_);
+    refusal_ = reason;
+  }
+  for (const std::shared_ptr<AttendCall>& call : Living()) call->Abort(reason);
+}
+
+bool AttendCalls::AwaitNone(std::chrono::milliseconds timeout) {
+  const auto none = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return calls_.empty(); };
+  absl::MutexLock lock(&mu_);
+  return mu_.AwaitWithTimeout(absl::Condition(&none), absl::FromChrono(timeout));
+}
+
+void AttendCalls::Add(const Place* place, const std::shared_ptr<AttendCall>& call) {
+  absl::MutexLock lock(&mu_);
+  calls_.emplace(place, call);
+}
+
+void AttendCalls::Remove(const Place* place) {
+  absl::MutexLock lock(&mu_);
+  calls_.erase(place);
+}
+
+std::vector<std::shared_ptr<AttendCall>> AttendCalls::Living() {
+  std::vector<std::shared_ptr<AttendCall>> living;
+  absl::MutexLock lock(&mu_);
+  for (const auto& [place, call] : calls_) {
+    if (std::shared_ptr<AttendCall> alive = call.lock()) living.push_back(std::move(alive));
+  }
+  return living;
+}
+
+void AttendCalls::Watch() {
+  for (;;) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (mu_.AwaitWithTimeout(absl::Condition(&ending_), kTick)) return;
+    }
+    std::set<std::string> workers;
+    const v1::GetClusterResponse cluster = coordinator_.Describe();
+    for (const v1::Worker& worker : cluster.workers()) workers.insert(worker.id());
+    channels_.Keep(workers);
+    for (const std::shared_ptr<AttendCall>& call : Living()) {
+      call->Tick(AttendCall::Clock::now(), workers);
+    }
+  }
+}
+
+}  // namespace ringserve

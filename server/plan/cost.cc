@@ -1,0 +1,132 @@
+#include "server/plan/cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "proto/tensor_shape.h"
+#include "server/plan/memory.h"
+#include "server/plan/plan.h"
+
+namespace ringserve {
+namespace {
+
+// A kernel call, its views and its merge.
+constexpr double kSecondsPerTile = 5e-6;
+
+double RateOr(double value, double fallback) {
+  return std::isfinite(value) && value > 0 ? value : fallback;
+}
+
+double Delay(double value) { return std::isfinite(value) && value > 0 ? value : 0; }
+
+// A shard that reaches d ranks is sent once by its owner and once by each rank on the way.
+std::vector<uint64_t> RingBytes(const Workload& workload, const std::vector<uint64_t>& kv_bytes) {
+  std::vector<uint64_t> sent(workload.ranks);
+  for (int owner = 0; owner < workload.ranks; ++owner) {
+    for (int hop = 0; hop < workload.reach[owner]; ++hop) {
+      uint64_t& bytes = sent[(owner + hop) % workload.ranks];
+      bytes = SaturatingAdd(bytes, kv_bytes[owner]);
+    }
+  }
+  return sent;
+}
+
+double RingSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
+                   const Speed& speed) {
+  double overlapped = 0;
+  double exchanges = 0;
+  for (int step = 0; step < workload.ranks; ++step) {
+    uint64_t largest = 0;
+    bool any = false;
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      if (workload.reach[owner] <= step) continue;
+      any = true;
+      largest = std::max(largest, kv_bytes[owner]);
+    }
+    const double exchange = any ? speed.latency_seconds + largest * speed.seconds_per_byte : 0;
+    exchanges += exchange;
+    overlapped += std::max(exchange, workload.lockstep[step] * speed.seconds_per_pair);
+  }
+  if (!workload.lockstep_is_bound) return overlapped;
+  return std::min(overlapped, workload.lockstep_total * speed.seconds_per_pair + exchanges);
+}
+
+double GatherSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
+                     const Speed& speed, std::vector<uint64_t>& sent) {
+  double longest = 0;
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    double exchange = 0;
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      if (owner == rank || !workload.Needs(rank, owner)) continue;
+      sent[owner] = SaturatingAdd(sent[owner], kv_bytes[owner]);
+      exchange += kv_bytes[owner] * speed.seconds_per_byte;
+    }
+    longest = std::max(longest, exchange > 0 ? exchange + speed.latency_seconds : 0);
+  }
+  const uint64_t busiest = *std::max_element(workload.work.begin(), workload.work.end());
+  return longest + busiest * speed.seconds_per_pair;
+}
+
+}  // namespace
+
+v1::Measurements DefaultMeasurements() {
+  v1::Measurements measurements;
+  // One CPU thread, f32: 125 GFLOP/s at 2 (D + Dv) operations per pair and head, in units of D + Dv
+  // = 256.
+  measurements.set_pairs_per_second(125e9 / (2 * 256));
+  measurements.set_link_bytes_per_second(1.3e9);
+  measurements.set_link_latency_seconds(100e-6);
+  measurements.set_rank_overhead_seconds(2.5e-3);
+  return measurements;
+}
+
+Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spec) {
+  const v1::Measurements defaults = DefaultMeasurements();
+  const double pairs_per_second =
+      RateOr(measurements.pairs_per_second(), defaults.pairs_per_second());
+  const double units_per_pair = spec.q_heads() * (spec.head_dim() + ValueDim(spec)) / 256.0;
+  return {
+      .seconds_per_pair = units_per_pair / pairs_per_second,
+      .seconds_per_byte =
+          1 / RateOr(measurements.link_bytes_per_second(), defaults.link_bytes_per_second()),
+      .latency_seconds = Delay(measurements.link_latency_seconds()),
+      .rank_overhead_seconds = Delay(measurements.rank_overhead_seconds()),
+  };
+}
+
+Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
+              v1::RotateMethod rotate, const Speed& speed) {
+  Cost cost;
+  cost.pieces = workload.pieces;
+  const bool ring = rotate != v1::ROTATE_METHOD_ALL_GATHER;
+  if (ring) {
+    cost.bytes_sent = RingBytes(workload, kv_bytes);
+    cost.seconds = RingSeconds(workload, kv_bytes, speed);
+  } else {
+    cost.bytes_sent.resize(workload.ranks);
+    cost.seconds = GatherSeconds(workload, kv_bytes, speed, cost.bytes_sent);
+  }
+  cost.seconds +=
+      (workload.ranks - 1) * speed.rank_overhead_seconds + workload.pieces * kSecondsPerTile;
+  for (uint64_t bytes : cost.bytes_sent) cost.total_bytes = SaturatingAdd(cost.total_bytes, bytes);
+
+  uint64_t total = 0;
+  for (uint64_t pairs : workload.work) total += pairs;
+  if (total == 0) return cost;
+  const double mean = static_cast<double>(total) / workload.ranks;
+  const uint64_t busiest = *std::max_element(workload.work.begin(), workload.work.end());
+  cost.imbalance_total = busiest / mean;
+  cost.imbalance = ring ? workload.lockstep_total / mean : cost.imbalance_total;
+  cost.imbalance_is_bound = ring && workload.lockstep_is_bound;
+  return cost;
+}
+
+bool Cheaper(const Cost& a, const Cost& b) {
+  // Rounding must not decide between cuts that cost the same.
+  const double tolerance = 1e-9 * std::max(a.seconds, b.seconds);
+  if (std::abs(a.seconds - b.seconds) > tolerance) return a.seconds < b.seconds;
+  if (a.total_bytes != b.total_bytes) return a.total_bytes < b.total_bytes;
+  return a.pieces < b.pieces;
+}
+
+}  // namespace ringserve

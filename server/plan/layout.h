@@ -1,0 +1,58 @@
+// Layouts: which rank holds which positions of a sequence. Value types and the balancers that make
+// them; pure integers.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ringserve/v1/tensor.pb.h"
+
+namespace ringserve {
+
+// Global positions [begin, end); never empty inside a layout.
+struct Segment {
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t size() const { return end - begin; }
+  friend bool operator==(const Segment&, const Segment&) = default;
+};
+
+// One batch row: by rank, the ordered list of segments it holds. A rank may hold none.
+using RowLayout = std::vector<std::vector<Segment>>;
+
+// One RowLayout for all batch rows, or one per batch row. Every position belongs to exactly one
+// rank.
+struct SequenceLayout {
+  std::vector<RowLayout> rows;
+
+  const RowLayout& row(int64_t batch_row) const {
+    return rows.size() == 1 ? rows[0] : rows[batch_row];
+  }
+  bool shared() const { return rows.size() == 1; }
+  int ranks() const { return static_cast<int>(rows[0].size()); }
+  // Positions that `rank` holds of `batch_row`.
+  int64_t RowsOf(int rank, int64_t batch_row) const;
+  friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
+};
+
+// torch.chunk: ceil(length / ranks) positions each, the last short or empty. length >= 1, ranks
+// >= 1.
+SequenceLayout ContiguousLayout(int64_t length, int ranks);
+
+// Contiguous pieces whose sizes differ by at most one.
+SequenceLayout EvenLayout(int64_t length, int ranks);
+
+// 2W pieces, rank r holds pieces r and 2W-1-r: PyTorch's _HeadTailLoadBalancer where it accepts the
+// length (length % 2W == 0); elsewhere pieces and the ranks' totals differ by at most one.
+SequenceLayout HeadTailLayout(int64_t length, int ranks);
+
+// The layout as a permutation of one batch row: position i of the result holds this global
+// position, rank 0's first (PyTorch's _generate_indices), and its inverse (restore=True).
+std::vector<int64_t> Permutation(const RowLayout& row);
+std::vector<int64_t> InversePermutation(const RowLayout& row);
+
+v1::SequenceLayout ToProto(const SequenceLayout& layout);
+
+}  // namespace ringserve

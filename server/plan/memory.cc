@@ -1,0 +1,115 @@
+#include "server/plan/memory.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "proto/tensor_shape.h"
+#include "server/plan/tiles.h"
+
+namespace ringserve {
+namespace {
+
+bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
+  for (const std::vector<Band>& row : bands) {
+    for (const Band& band : row) {
+      if (band.lo != Band::kUnboundedLo) return true;
+    }
+  }
+  return false;
+}
+
+// Bytes of K and V that the kernel lays out anew for a processor's 16-bit matrix units: of each
+// query head, in blocks of 64 keys, and with a block of 512 to spare.
+uint64_t PackedBytes(const v1::AttentionSpec& spec, uint64_t keys) {
+  const uint64_t element = ElementBytes(spec.dtype());
+  if (element != 2) return 0;
+  const uint64_t rounding = SaturatingMultiply(
+      spec.batch(), keys > 512 * static_cast<uint64_t>(spec.batch()) ? 1088 : 128);
+  const uint64_t rows = SaturatingAdd(SaturatingMultiply(2, keys), rounding);
+  return SaturatingMultiply(rows,
+                            spec.q_heads() * std::max(spec.head_dim(), ValueDim(spec)) * element);
+}
+
+// Does the shard of `owner` pass through `rank` on the ring?
+bool Passes(const Workload& workload, int owner, int rank) {
+  const int distance = (rank - owner + workload.ranks) % workload.ranks;
+  return distance >= 1 && distance <= workload.reach[owner];
+}
+
+}  // namespace
+
+uint64_t SaturatingAdd(uint64_t a, uint64_t b) {
+  uint64_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<uint64_t>::max() : sum;
+}
+
+uint64_t SaturatingMultiply(uint64_t a, uint64_t b) {
+  uint64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<uint64_t>::max() : product;
+}
+
+std::vector<uint64_t> RowsHeld(const SequenceLayout& layout, int64_t batch) {
+  std::vector<uint64_t> rows(layout.ranks());
+  for (int rank = 0; rank < layout.ranks(); ++rank) {
+    if (layout.shared()) {
+      rows[rank] = SaturatingMultiply(layout.RowsOf(rank, 0), batch);
+    } else {
+      for (int64_t b = 0; b < batch; ++b) rows[rank] += layout.RowsOf(rank, b);
+    }
+  }
+  return rows;
+}
+
+std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv) {
+  const uint64_t row_bytes = SaturatingMultiply(
+      spec.kv_heads(), (spec.head_dim() + ValueDim(spec)) * ElementBytes(spec.dtype()));
+  std::vector<uint64_t> bytes = RowsHeld(kv, spec.batch());
+  for (uint64_t& shard : bytes) shard = SaturatingMultiply(shard, row_bytes);
+  return bytes;
+}
+
+std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                                const SequenceLayout& kv,
+                                const std::vector<std::vector<Band>>& bands,
+                                const Workload& workload, v1::RotateMethod rotate) {
+  const uint64_t element = ElementBytes(spec.dtype());
+  const uint64_t accumulated = LseElementBytes(spec.dtype());
+  const uint64_t d = spec.head_dim();
+  const uint64_t dv = ValueDim(spec);
+  const uint64_t padded = std::max(d, dv);
+  const bool pads = d != dv;
+  // Bytes that one query row takes, and one key row of a padded tile.
+  const uint64_t q_row_bytes = SaturatingMultiply(
+      spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
+                          (pads ? padded * element : 0) + padded * element + accumulated);
+  const uint64_t padded_key_bytes =
+      pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
+  const uint64_t mask_bytes =
+      NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
+
+  const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
+  const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
+  const std::vector<uint64_t> kv_bytes = KvShardBytes(spec, kv);
+  std::vector<uint64_t> peak(workload.ranks);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    uint64_t received = 0;
+    uint64_t tile_keys = 0;
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      const bool needed = workload.Needs(rank, owner);
+      if (needed) tile_keys = std::max(tile_keys, kv_rows[owner]);
+      if (rotate == v1::ROTATE_METHOD_ALL_GATHER) {
+        if (needed && owner != rank) received = SaturatingAdd(received, kv_bytes[owner]);
+      } else if (Passes(workload, owner, rank)) {
+        received = std::max(received, SaturatingMultiply(2, kv_bytes[owner]));
+      }
+    }
+    peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
+    for (uint64_t part : {kv_bytes[rank], received, SaturatingMultiply(tile_keys, padded_key_bytes),
+                          tile_keys > 0 ? PackedBytes(spec, tile_keys) : 0, mask_bytes}) {
+      peak[rank] = SaturatingAdd(peak[rank], part);
+    }
+  }
+  return peak;
+}
+
+}  // namespace ringserve

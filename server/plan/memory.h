@@ -1,0 +1,43 @@
+// What a plan needs of its workers' memory, in bytes. Sums that exceed 64 bits are reported as the
+// largest number: no limit admits them.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "proto/band.h"
+#include "ringserve/v1/attention.pb.h"
+#include "server/plan/layout.h"
+#include "server/plan/workload.h"
+
+namespace ringserve {
+
+uint64_t SaturatingAdd(uint64_t a, uint64_t b);
+uint64_t SaturatingMultiply(uint64_t a, uint64_t b);
+
+// By rank: rows held, summed over all batch rows.
+std::vector<uint64_t> RowsHeld(const SequenceLayout& layout, int64_t batch);
+
+// By rank: bytes of its K and V shard, which is what one transfer moves.
+std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv);
+
+// By rank, with e bytes per element, a per accumulated element (4; F64: 8), P = max(D, Dv), n and m
+// the rank's query and key rows over all batch rows, M the most key rows of a shard it computes on:
+//
+//   shards        n Hq D e + m Hkv (D + Dv) e
+//   results       n Hq Dv e + n Hq a                      out and lse as they are sent
+//   accumulators  n Hq (Dv + 1) a
+//   receive       all-to-all: 2 x the largest shard that it receives; all-gather: all of them
+//   padding       n Hq P e + 2 M Hkv P e, where D != Dv    copies of one tile's q, k and v
+//   partial       n Hq (P e + a)                          what the kernel returns for one tile
+//   packing       2 M Hq P e and its rounding up          16-bit types: K and V as the kernel lays
+//                                                         them out, once for each query head
+//   mask          kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal
+//
+// A tile has at most n queries and M keys. `spec` has value_dim filled in.
+std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                                const SequenceLayout& kv,
+                                const std::vector<std::vector<Band>>& bands,
+                                const Workload& workload, v1::RotateMethod rotate);
+
+}  // namespace ringserve

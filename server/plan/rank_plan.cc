@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "server/plan/band_index.h"
+#include "server/plan/plan.h"
+#include "server/plan/position_index.h"
+#include "server/plan/tiles.h"
+
+namespace ringserve {
+namespace {
+
+using TilesByOwner = std::map<int, std::vector<v1::Tile>>;
+
+v1::Tile ToTile(const Band& band, int owner, int batch_row) {
+  const Band corner = Shifted(band, -band.q_begin, -band.k_begin);
+  v1::Tile tile;
+  tile.set_owner(owner);
+  tile.set_q_begin(band.q_begin);
+  tile.set_q_end(band.q_end);
+  tile.set_k_begin(band.k_begin);
+  tile.set_k_end(band.k_end);
+  if (corner.lo != Band::kUnboundedLo) tile.set_lo(corner.lo);
+  if (corner.hi != Band::kUnboundedHi) tile.set_hi(corner.hi);
+  tile.set_batch_row(batch_row);
+  return tile;
+}
+
+// What the bands of one batch row show to one rank's queries, by owner of the keys, in local rows.
+std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
+                                               const PositionIndex& kv, const BandIndex& bands) {
+  std::map<int, std::vector<Band>> pieces;
+  for (const Placed& queries : q) {
+    const auto [begin, end] = queries.segment;
+    for (const Band& band : bands.Near(begin, end)) {
+      const Band strip = Cut(band, begin, end, band.k_begin, band.k_end);
+      if (Empty(strip)) continue;
+      for (const Placed& keys : kv.Overlapping(strip.k_begin, strip.k_end)) {
+        const Band piece =
+            Cut(strip, strip.q_begin, strip.q_end, keys.segment.begin, keys.segment.end);
+        if (Empty(piece)) continue;
+        pieces[keys.rank].push_back(
+            Shifted(piece, queries.local - begin, keys.local - keys.segment.begin));
+      }
+    }
+  }
+  return pieces;
+}
+
+void AddTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
+              const PositionIndex& kv, const BandIndex& bands, TilesByOwner& tiles) {
+  const std::vector<Placed> q = PlacedSegments(plan.q.row(batch_row), rank);
+  for (const auto& [owner, pieces] : PiecesByOwner(q, kv, bands)) {
+    for (const Band& tile :
+         TilesOf(pieces, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(owner, batch_row))) {
+      tiles[owner].push_back(ToTile(tile, owner, tile_batch_row));
+    }
+  }
+}
+
+bool SharedBands(const Plan& plan) { return plan.bands.size() == 1; }
+
+TilesByOwner TilesOfRank(const Plan& plan, int rank) {
+  TilesByOwner tiles;
+  const PositionIndex first_kv(plan.kv.rows[0]);
+  const BandIndex first_bands(plan.bands[0]);
+  if (plan.q.shared() && plan.kv.shared() && SharedBands(plan)) {
+    AddTiles(plan, rank, 0, -1, first_kv, first_bands, tiles);
+    return tiles;
+  }
+  for (int64_t b = 0; b < plan.spec.batch(); ++b) {
+    const PositionIndex* kv = &first_kv;
+    const BandIndex* bands = &first_bands;
+    std::optional<PositionIndex> own_kv;
+    std::optional<BandIndex> own_bands;
+    if (!plan.kv.shared()) kv = &own_kv.emplace(plan.kv.rows[b]);
+    if (!SharedBands(plan)) bands = &own_bands.emplace(plan.bands[b]);
+    AddTiles(plan, rank, b, static_cast<int>(b), *kv, *bands, tiles);
+  }
+  return tiles;
+}
+
+// The other ranks whose queries see a key of `owner`.
+std::set<int> ReadersOf(const Plan& plan, int owner) {
+  std::set<int> readers;
+  const size_t rows = std::max({plan.q.rows.size(), plan.kv.rows.size(), plan.bands.size()});
+  for (size_t b = 0; b < rows; ++b) {
+    const PositionIndex q(plan.q.row(b));
+    const std::vector<Band>& bands = SharedBands(plan) ? plan.bands[0] : plan.bands[b];
+    for (const Segment& keys : plan.kv.row(b)[owner]) {
+      for (const Band& band : bands) {
+        const Band seen = Cut(band, band.q_begin, band.q_end, keys.begin, keys.end);
+        for (const Placed& queries : q.Overlapping(seen.q_begin, seen.q_end))
+          readers.insert(queries.rank);
+      }
+    }
+  }
+  readers.erase(owner);
+  return readers;
+}
+
+v1::Transfer MakeTransfer(int peer, int owner) {
+  v1::Transfer transfer;
+  transfer.set_peer(peer);
+  transfer.set_owner(owner);
+  return transfer;
+}
+
+void AddTo(std::vector<v1::Tile>& tiles, v1::Step& step) {
+  for (v1::Tile& tile : tiles) *step.add_tiles() = std::move(tile);
+}
+
+// Step t: compute on the shard that started t ranks below, pass it on if anyone further up needs
+// it.
+std::vector<v1::Step> RingSteps(const Plan& plan, int rank, TilesByOwner tiles) {
+  const int ranks = plan.ranks();
+  std::vector<v1::Step> steps(ranks);
+  int used = 0;
+  for (int t = 0; t < ranks; ++t) {
+    const int here = (rank - t + ranks) % ranks;
+    const int next = (rank - t - 1 + ranks) % ranks;
+    if (plan.reach[here] > t) *steps[t].add_sends() = MakeTransfer((rank + 1) % ranks, here);
+    if (plan.reach[next] > t)
+      *steps[t].add_recvs() = MakeTransfer((rank - 1 + ranks) % ranks, next);
+    AddTo(tiles[here], steps[t]);
+    if (steps[t].ByteSizeLong() > 0) used = t + 1;
+  }
+  steps.resize(used);
+  return steps;
+}
+
+// Step 0: every shard to whoever needs it. Step 1: all tiles.
+std::vector<v1::Step> GatherSteps(const Plan& plan, int rank, TilesByOwner tiles) {
+  const int ranks = plan.ranks();
+  std::vector<v1::Step> steps(ranks == 1 ? 1 : 2);
+  const std::set<int> readers = ReadersOf(plan, rank);
+  // Neighbours first, so that not everybody sends to the same rank at once.
+  for (int distance = 1; distance < ranks; ++distance) {
+    const int up = (rank + distance) % ranks;
+    const int down = (rank - distance + ranks) % ranks;
+    if (readers.count(up)) *steps[0].add_sends() = MakeTransfer(up, rank);
+    if (tiles.count(down)) *steps[0].add_recvs() = MakeTransfer(down, down);
+  }
+  for (int t = 0; t < ranks; ++t) {
+    const auto own = tiles.find((rank - t + ranks) % ranks);
+    if (own != tiles.end()) AddTo(own->second, steps.back());
+  }
+  while (!steps.empty() && steps.back().ByteSizeLong() == 0) steps.pop_back();
+  return steps;
+}
+
+}  // namespace
+
+std::vector<v1::Step> StepsFor(const Plan& plan, int rank) {
+  TilesByOwner tiles = TilesOfRank(plan, rank);
+  if (plan.options.rotate() == v1::ROTATE_METHOD_ALL_GATHER)
+    return GatherSteps(plan, rank, std::move(tiles));
+  return RingSteps(plan, rank, std::move(tiles));
+}
+
+v1::Assignment AssignmentFor(const Plan& plan, int rank) {
+  v1::Assignment assignment;
+  assignment.set_rank(rank);
+  assignment.set_ranks(plan.ranks());
+  *assignment.mutable_spec() = plan.spec;
+  assignment.mutable_spec()->clear_masks();
+  assignment.set_return_lse(plan.options.return_lse());
+  for (size_t b = 0; b < plan.q.rows.size(); ++b) assignment.add_q_rows(plan.q.RowsOf(rank, b));
+  for (int owner = 0; owner < plan.ranks(); ++owner) {
+    v1::KvShard* shard = assignment.add_kv_shards();
+    for (size_t b = 0; b < plan.kv.rows.size(); ++b) shard->add_rows(plan.kv.RowsOf(owner, b));
+  }
+  for (v1::Step& step : StepsFor(plan, rank)) *assignment.add_steps() = std::move(step);
+  assignment.set_peak_bytes(plan.peak_bytes[rank]);
+  return assignment;
+}
+
+}  // namespace ringserve

@@ -1,0 +1,139 @@
+#include "server/plan/tiles.h"
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+namespace ringserve {
+namespace {
+
+// Rectangles below this are not worth a call of their own beside a masked tile.
+constexpr int64_t kWorthwhileKeys = 128;
+constexpr int64_t kSmallestMaskedQueries = 64;
+
+int64_t Queries(const Band& band) { return band.q_end - band.q_begin; }
+int64_t Keys(const Band& band) { return band.k_end - band.k_begin; }
+
+Band Rectangle(const Band& band, int64_t k_begin, int64_t k_end) {
+  return Cut(band, band.q_begin, band.q_end, k_begin, k_end);
+}
+
+void Add(const Band& tile, std::vector<Band>& tiles) {
+  if (!Empty(tile)) tiles.push_back(tile);
+}
+
+// A band with a lower diagonal: what all its queries see is one rectangle, the edges on both sides
+// are cut in half by rows until a dense mask for them is small.
+void SplitWindow(const Band& band, std::vector<Band>& tiles);
+
+void Split(const Band& band, std::vector<Band>& tiles) {
+  if (Empty(band)) return;
+  if (IsFull(band)) {
+    tiles.push_back(band);
+  } else if (band.lo == Band::kUnboundedLo) {
+    // The diagonal starts in the first row's last key: what lies left of it is seen by every row.
+    const int64_t corner = band.q_begin + band.hi;
+    Add(Rectangle(band, band.k_begin, corner), tiles);
+    Add(Rectangle(band, corner, band.k_end), tiles);
+  } else {
+    SplitWindow(band, tiles);
+  }
+}
+
+void SplitWindow(const Band& band, std::vector<Band>& tiles) {
+  const bool has_hi = band.hi != Band::kUnboundedHi;
+  // A narrow window gets low tiles: their masks would be mostly hidden otherwise.
+  const int64_t most_queries =
+      has_hi ? std::clamp(band.hi - band.lo + 1, kSmallestMaskedQueries, kMaskedTileQueries)
+             : kMaskedTileQueries;
+  if (Queries(band) <= most_queries && Keys(band) <= kMaskedTileKeys) {
+    tiles.push_back(band);
+    return;
+  }
+  const int64_t all_see_begin = std::max(band.k_begin, band.q_end - 1 + band.lo);
+  const int64_t all_see_end =
+      has_hi ? std::min(band.k_end, band.q_begin + band.hi + 1) : band.k_end;
+  if (all_see_end - all_see_begin >= kWorthwhileKeys) {
+    Split(Rectangle(band, band.k_begin, all_see_begin), tiles);
+    Add(Rectangle(band, all_see_begin, all_see_end), tiles);
+    Split(Rectangle(band, all_see_end, band.k_end), tiles);
+    return;
+  }
+  const int64_t middle = band.q_begin + Queries(band) / 2;
+  Split(Cut(band, band.q_begin, middle, band.k_begin, band.k_end), tiles);
+  Split(Cut(band, middle, band.q_end, band.k_begin, band.k_end), tiles);
+}
+
+// Where the local order puts all pieces together into one causal call over both shards (a rank's
+// own head-tail shard), that call.
+std::optional<Band> AsOneCausal(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows) {
+  uint64_t area = 0;
+  for (const Band& piece : pieces) {
+    const int64_t highest =
+        piece.hi != Band::kUnboundedHi ? piece.hi : piece.k_end - 1 - piece.q_begin;
+    if (highest > 0) return std::nullopt;
+    area += Area(piece);
+  }
+  const Band causal = Normalized({.q_end = q_rows, .k_end = k_rows, .hi = 0});
+  if (Area(causal) != area) return std::nullopt;
+  return causal;
+}
+
+// Neighbours in a row of tiles with the same queries.
+void FuseKeys(std::vector<Band>& tiles) {
+  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
+    return std::tie(a.q_begin, a.q_end, a.k_begin) < std::tie(b.q_begin, b.q_end, b.k_begin);
+  });
+  std::vector<Band> fused;
+  for (const Band& tile : tiles) {
+    Band* last = fused.empty() ? nullptr : &fused.back();
+    if (last && IsFull(*last) && IsFull(tile) && last->q_begin == tile.q_begin &&
+        last->q_end == tile.q_end && last->k_end == tile.k_begin) {
+      last->k_end = tile.k_end;
+    } else {
+      fused.push_back(tile);
+    }
+  }
+  tiles = std::move(fused);
+}
+
+// Neighbours in a column of tiles with the same keys; below a causal tile every row sees all its
+// keys.
+void FuseQueries(std::vector<Band>& tiles) {
+  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
+    return std::tie(a.k_begin, a.k_end, a.q_begin) < std::tie(b.k_begin, b.k_end, b.q_begin);
+  });
+  std::vector<Band> fused;
+  for (const Band& tile : tiles) {
+    Band* last = fused.empty() ? nullptr : &fused.back();
+    if (last && (IsFull(*last) || IsCornerCausal(*last)) && IsFull(tile) &&
+        last->k_begin == tile.k_begin && last->k_end == tile.k_end && last->q_end == tile.q_begin) {
+      last->q_end = tile.q_end;
+    } else {
+      fused.push_back(tile);
+    }
+  }
+  tiles = std::move(fused);
+}
+
+}  // namespace
+
+bool IsCornerCausal(const Band& tile) {
+  return tile.lo == Band::kUnboundedLo && tile.hi == tile.k_begin - tile.q_begin &&
+         Queries(tile) >= Keys(tile);
+}
+
+std::vector<Band> TilesOf(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows) {
+  if (pieces.empty()) return {};
+  if (const std::optional<Band> causal = AsOneCausal(pieces, q_rows, k_rows)) return {*causal};
+  std::vector<Band> tiles;
+  for (const Band& piece : pieces) Split(piece, tiles);
+  FuseKeys(tiles);
+  FuseQueries(tiles);
+  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
+    return std::tie(a.q_begin, a.k_begin) < std::tie(b.q_begin, b.k_begin);
+  });
+  return tiles;
+}
+
+}  // namespace ringserve

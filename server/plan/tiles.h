@@ -1,0 +1,32 @@
+// Tiles: the pieces that bands show of two shards become as few and as large rectangles as hold.
+// Knows bands and local rows only; refuses nothing.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "proto/band.h"
+
+namespace ringserve {
+
+// The most queries and keys of a tile that needs a dense mask.
+inline constexpr int64_t kMaskedTileQueries = 512;
+inline constexpr int64_t kMaskedTileKeys = 1152;
+
+// `pieces` are disjoint, normalized bands in local rows of a query shard of `q_rows` and a key
+// shard of `k_rows`. The result shows the same pairs, each once, as normalized bands of one of
+// three kinds:
+//   full     no diagonal: the kernel's plain call
+//   causal   hi on the corner (hi == k_begin - q_begin), no lo, at least as many queries as keys:
+//   the
+//            kernel's causal flag; rows past the diagonal see every key of the tile
+//   masked   any diagonals, at most kMaskedTileQueries x kMaskedTileKeys: a dense mask. Only bands
+//   with a
+//            `lo` come to this.
+// Sorted by (q_begin, k_begin).
+std::vector<Band> TilesOf(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows);
+
+// The second kind above. `tile` is normalized.
+bool IsCornerCausal(const Band& tile);
+
+}  // namespace ringserve

@@ -1,0 +1,213 @@
+#include "server/plan/workload.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "server/plan/band_index.h"
+#include "server/plan/position_index.h"
+
+namespace ringserve {
+namespace {
+
+// Batch rows that look the same.
+struct RowGroup {
+  const std::vector<Band>* bands = nullptr;
+  int64_t rows = 0;
+};
+
+bool Less(const std::vector<Band>& a, const std::vector<Band>& b) {
+  return std::lexicographical_compare(
+      a.begin(), a.end(), b.begin(), b.end(), [](const Band& x, const Band& y) {
+        return std::tie(x.q_begin, x.q_end, x.k_begin, x.k_end, x.lo, x.hi) <
+               std::tie(y.q_begin, y.q_end, y.k_begin, y.k_end, y.lo, y.hi);
+      });
+}
+
+std::vector<RowGroup> GroupRows(const std::vector<std::vector<Band>>& bands, int64_t batch) {
+  if (bands.size() == 1) return {{&bands[0], batch}};
+  std::vector<const std::vector<Band>*> rows;
+  for (const std::vector<Band>& row : bands) rows.push_back(&row);
+  std::sort(rows.begin(), rows.end(), [](const auto* a, const auto* b) { return Less(*a, *b); });
+  std::vector<RowGroup> groups;
+  for (const std::vector<Band>* row : rows) {
+    if (groups.empty() || *groups.back().bands != *row) groups.push_back({row, 0});
+    ++groups.back().rows;
+  }
+  return groups;
+}
+
+struct Interval {
+  int64_t begin = 0, end = 0;
+};
+
+// One layout of queries and keys with all the batch rows that share it.
+class Survey {
+ public:
+  Survey(const RowLayout& q, const RowLayout& kv, std::vector<RowGroup> groups, Workload& workload)
+      : kv_(kv), groups_(std::move(groups)), workload_(workload) {
+    for (const RowGroup& group : groups_) indexes_.emplace_back(*group.bands);
+    for (int rank = 0; rank < workload.ranks; ++rank) {
+      const std::vector<Placed> placed = PlacedSegments(q, rank);
+      q_.insert(q_.end(), placed.begin(), placed.end());
+    }
+  }
+
+  // Fills work, needs and piece_pairs; adds to `pieces` by rank.
+  void Totals(std::vector<int64_t>& pieces) {
+    std::vector<Interval> seen;
+    for (const Placed& queries : q_) {
+      seen.clear();
+      ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
+        workload_.work[queries.rank] += Area(strip) * rows;
+        const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
+        pieces[queries.rank] += crossed * (groups_.size() == 1 ? 1 : rows);
+        workload_.piece_pairs += crossed;
+        seen.push_back({strip.k_begin, strip.k_end});
+      });
+      MarkNeeds(queries.rank, seen);
+    }
+  }
+
+  // Adds to `pair_work` [rank * ranks + owner].
+  void PairWork(std::vector<uint64_t>& pair_work) const {
+    for (const Placed& queries : q_) {
+      uint64_t* row = &pair_work[static_cast<size_t>(queries.rank) * workload_.ranks];
+      ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
+        // Between these keys no diagonal cuts the strip: no need to ask for the area.
+        const int64_t full_begin =
+            strip.lo == Band::kUnboundedLo ? strip.k_begin : strip.q_end - 1 + strip.lo;
+        const int64_t full_end =
+            strip.hi == Band::kUnboundedHi ? strip.k_end : strip.q_begin + strip.hi + 1;
+        const uint64_t queries_in_strip = strip.q_end - strip.q_begin;
+        for (const Placed& keys : kv_.Overlapping(strip.k_begin, strip.k_end)) {
+          const int64_t begin = std::max(keys.segment.begin, strip.k_begin);
+          const int64_t end = std::min(keys.segment.end, strip.k_end);
+          const uint64_t area = begin >= full_begin && end <= full_end
+                                    ? queries_in_strip * (end - begin)
+                                    : Area(Cut(strip, strip.q_begin, strip.q_end, begin, end));
+          row[keys.rank] += area * rows;
+        }
+      });
+    }
+  }
+
+ private:
+  // What each band shows to one segment of queries: visit(band cut to it, batch rows).
+  template <typename Visit>
+  void ForEachStrip(const Placed& queries, Visit visit) const {
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      const auto [begin, end] = queries.segment;
+      for (const Band& band : indexes_[i].Near(begin, end)) {
+        const Band strip = Cut(band, begin, end, band.k_begin, band.k_end);
+        if (!Empty(strip)) visit(strip, groups_[i].rows);
+      }
+    }
+  }
+
+  // A strip's keys have no gap, so whoever holds one of them is needed. Merged first: strips of
+  // many batch rows mostly show the same keys.
+  void MarkNeeds(int rank, std::vector<Interval>& seen) {
+    std::sort(seen.begin(), seen.end(),
+              [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+    int64_t done = 0;
+    for (const Interval& interval : seen) {
+      for (const Placed& keys : kv_.Overlapping(std::max(done, interval.begin), interval.end)) {
+        workload_.needs[static_cast<size_t>(rank) * workload_.ranks + keys.rank] = true;
+      }
+      done = std::max(done, interval.end);
+    }
+  }
+
+  std::vector<Placed> q_;
+  PositionIndex kv_;
+  std::vector<RowGroup> groups_;
+  std::vector<BandIndex> indexes_;
+  Workload& workload_;
+};
+
+// The busiest rank of every step, no more than all of its work and than all pairs of the two
+// shards.
+void BoundLockstep(const SequenceLayout& q, const SequenceLayout& kv, int64_t batch,
+                   Workload& workload) {
+  const int ranks = workload.ranks;
+  std::vector<uint64_t> q_rows(ranks), kv_rows(ranks);
+  for (int64_t b = 0; b < std::max<int64_t>(q.rows.size(), kv.rows.size()); ++b) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      q_rows[rank] = std::max<uint64_t>(q_rows[rank], q.RowsOf(rank, b));
+      kv_rows[rank] = std::max<uint64_t>(kv_rows[rank], kv.RowsOf(rank, b));
+    }
+  }
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (int owner = 0; owner < ranks; ++owner) {
+      if (!workload.Needs(rank, owner)) continue;
+      uint64_t pairs = 0;
+      if (__builtin_mul_overflow(q_rows[rank] * kv_rows[owner], batch, &pairs))
+        pairs = workload.work[rank];
+      uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
+      busiest = std::max(busiest, std::min(pairs, workload.work[rank]));
+    }
+  }
+  workload.lockstep_is_bound = true;
+}
+
+void ExactLockstep(const std::vector<Survey>& surveys, Workload& workload) {
+  const int ranks = workload.ranks;
+  std::vector<uint64_t> pair_work(static_cast<size_t>(ranks) * ranks);
+  for (const Survey& survey : surveys) survey.PairWork(pair_work);
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (int owner = 0; owner < ranks; ++owner) {
+      uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
+      busiest = std::max(busiest, pair_work[static_cast<size_t>(rank) * ranks + owner]);
+    }
+  }
+}
+
+void FindReach(Workload& workload) {
+  const int ranks = workload.ranks;
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (int owner = 0; owner < ranks; ++owner) {
+      if (!workload.Needs(rank, owner)) continue;
+      workload.reach[owner] = std::max(workload.reach[owner], (rank - owner + ranks) % ranks);
+    }
+  }
+}
+
+}  // namespace
+
+Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
+                      const std::vector<std::vector<Band>>& bands, int64_t batch) {
+  Workload workload;
+  workload.ranks = q.ranks();
+  workload.work.resize(workload.ranks);
+  workload.lockstep.resize(workload.ranks);
+  workload.reach.resize(workload.ranks);
+  workload.needs.resize(static_cast<size_t>(workload.ranks) * workload.ranks);
+
+  std::vector<Survey> surveys;
+  if (q.shared() && kv.shared()) {
+    surveys.emplace_back(q.rows[0], kv.rows[0], GroupRows(bands, batch), workload);
+  } else {
+    for (int64_t b = 0; b < batch; ++b) {
+      const std::vector<Band>& row = bands.size() == 1 ? bands[0] : bands[b];
+      surveys.emplace_back(q.row(b), kv.row(b), std::vector<RowGroup>{{&row, 1}}, workload);
+    }
+  }
+  std::vector<int64_t> pieces(workload.ranks);
+  for (Survey& survey : surveys) survey.Totals(pieces);
+  workload.pieces = *std::max_element(pieces.begin(), pieces.end());
+  FindReach(workload);
+  if (workload.piece_pairs > kMostPiecePairs) {
+    BoundLockstep(q, kv, batch, workload);
+  } else {
+    ExactLockstep(surveys, workload);
+  }
+  // No step waits for more than all ranks' work in it: the sum cannot exceed the total.
+  uint64_t total = 0;
+  for (uint64_t pairs : workload.work) total += pairs;
+  for (uint64_t pairs : workload.lockstep) {
+    workload.lockstep_total = std::min(total, workload.lockstep_total + std::min(total, pairs));
+  }
+  return workload;
+}
+
+}  // namespace ringserve

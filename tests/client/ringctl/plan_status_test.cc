@@ -1,0 +1,88 @@
+// `ringctl plan` and `ringctl status`, the program, against a server that says little; the whole is
+// tested in tests/integration.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "client/ringctl/command.h"
+#include "tests/client/fake_attention.h"
+#include "tests/client/ringctl/ringctl_process.h"
+
+namespace ringserve {
+namespace {
+
+using test::FakeAttention;
+using test::RunResult;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+grpc::Status Nothing(FakeAttention::Stream&, grpc::ServerContext&, int) { return grpc::Status::OK; }
+
+class PlanStatus : public ::testing::Test {
+ protected:
+  RunResult Ringctl(std::vector<std::string> arguments) {
+    return test::RunRingctl(spawner_, server_.address(), std::move(arguments));
+  }
+  FakeAttention server_{Nothing};
+  test::Spawner spawner_;
+};
+
+TEST_F(PlanStatus, PlanAsksTheServer) {
+  const RunResult run = Ringctl(
+      {"plan", "--q-heads", "8", "--q-len", "100", "--head-dim", "64", "--workers", "5", "--json"});
+  ASSERT_EQ(run.exit, kExitOk) << run.err;
+  const nlohmann::json json = run.Json();
+  EXPECT_EQ(json["workers"], 5);
+  for (const char* key :
+       {"layout", "work", "bytes", "balancer", "rotate", "imbalance", "imbalance_total",
+        "imbalance_is_bound", "steps", "peak_bytes", "estimated_seconds", "reason"}) {
+    EXPECT_TRUE(json.contains(key)) << key;
+  }
+}
+
+TEST_F(PlanStatus, PlanSaysWhichDimIsMissingOrWrong) {
+  struct Wrong {
+    std::vector<std::string> arguments;
+    const char* says;
+  };
+  for (const Wrong& wrong : {
+           Wrong{{"plan"}, "--q-heads is missing"},
+           Wrong{{"plan", "--q-heads", "8", "--head-dim", "64"}, "--q-len is missing"},
+           Wrong{{"plan", "--q-heads", "8", "--q-len", "64"}, "--head-dim is missing"},
+           Wrong{{"plan", "--q-len", "0"}, "--q-len"},
+           Wrong{{"plan", "--batch", "-3"}, "-3"},
+           Wrong{{"plan", "--dtype", "i8"}, "i8"},
+           Wrong{{"plan", "in.safetensors", "--q-len", "5"}, "in.safetensors"},
+           Wrong{{"plan", "/absent.safetensors"}, "/absent.safetensors"},
+       }) {
+    const RunResult run = Ringctl(wrong.arguments);
+    EXPECT_EQ(run.exit, kExitUsage) << run.err;
+    EXPECT_THAT(run.err, HasSubstr(wrong.says));
+    EXPECT_THAT(run.out, IsEmpty());
+  }
+}
+
+TEST_F(PlanStatus, StatusIsClearWhereThereAreNoWorkers) {
+  const RunResult run = Ringctl({"status"});
+  EXPECT_EQ(run.exit, kExitOk) << run.err;
+  EXPECT_THAT(run.out, AllOf(HasSubstr(server_.address()), HasSubstr("version fake"),
+                             HasSubstr("no workers"), HasSubstr("ringctl up")));
+  const RunResult json = Ringctl({"status", "--json"});
+  EXPECT_EQ(json.exit, kExitOk) << json.err;
+  EXPECT_EQ(json.Json()["version"], "fake");
+  EXPECT_EQ(json.Json()["workers"], nlohmann::json::array());
+}
+
+TEST_F(PlanStatus, BothSayThatThereIsNoServer) {
+  server_.Stop();
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"status"},
+        {"plan", "--q-heads", "8", "--q-len", "100", "--head-dim", "64"}}) {
+    const RunResult run = Ringctl(arguments);
+    EXPECT_EQ(run.exit, kExitUnavailable);
+    EXPECT_THAT(run.err, HasSubstr(server_.address()));
+  }
+}
+
+}  // namespace
+}  // namespace ringserve

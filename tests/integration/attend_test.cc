@@ -1,0 +1,414 @@
+// Attention as callers get it: the client library, a server and its workers, judged by the oracle.
+#include <algorithm>
+#include <atomic>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "tests/integration/raw_call.h"
+#include "tests/integration/request.h"
+#include "tests/support/cluster.h"
+#include "tests/support/random.h"
+
+namespace ringserve::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kWorkers = 4;
+constexpr int kRandomRequests = 600 / kSlowness;
+
+class AttendTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    cluster_ = new Cluster({.workers = kWorkers, .worker_flags = {"--memory-bytes", "256MiB"}});
+  }
+  static void TearDownTestSuite() {
+    delete cluster_;
+    cluster_ = nullptr;
+  }
+  void TearDown() override {
+    EXPECT_TRUE(cluster_->AwaitIdle());
+    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
+  }
+
+  static Client& client() { return cluster_->client(); }
+
+  static Cluster* cluster_;
+};
+
+Cluster* AttendTest::cluster_ = nullptr;
+
+v1::AttendHeader RandomHeader(Random& random) {
+  v1::AttendHeader header;
+  v1::AttentionSpec& spec = *header.mutable_spec();
+  spec.set_batch(random.Between(1, 3));
+  spec.set_kv_heads(random.Between(1, 3));
+  spec.set_q_heads(spec.kv_heads() * random.Between(1, 4));
+  spec.set_q_len(random.BetweenByMagnitude(1, 300));
+  spec.set_kv_len(random.Chance(0.5) ? spec.q_len() : random.BetweenByMagnitude(1, 300));
+  spec.set_head_dim(random.BetweenByMagnitude(1, 128));
+  spec.set_value_dim(random.Chance(0.5) ? 0 : random.BetweenByMagnitude(1, 128));
+  spec.set_dtype(random.Pick({v1::DTYPE_F32, v1::DTYPE_F64, v1::DTYPE_BF16, v1::DTYPE_F16}));
+  spec.set_tensor_layout(random.Pick({v1::TENSOR_LAYOUT_UNSPECIFIED, v1::TENSOR_LAYOUT_BHSD,
+                                      v1::TENSOR_LAYOUT_BSHD, v1::TENSOR_LAYOUT_BSHD}));
+  if (random.Chance(0.3)) spec.set_scale(random.Normal());
+  const int64_t masks = random.Pick<int64_t>({0, 1, spec.batch()});
+  for (int64_t i = 0; i < masks; ++i) {
+    v1::Mask& mask = *spec.add_masks();
+    mask.set_causal(random.Chance(0.8));
+    if (random.Chance(0.3)) mask.set_bottom_right(true);
+    if (random.Chance(0.3)) mask.set_q_offset(random.Between(-spec.q_len() - 5, spec.kv_len() + 5));
+  }
+  v1::AttentionOptions& options = *header.mutable_options();
+  options.set_balancer(random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO,
+                                    v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}));
+  options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
+                                  v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}));
+  options.set_workers(static_cast<int>(random.Between(0, kWorkers)));
+  options.set_return_lse(random.Chance(0.8));
+  return header;
+}
+
+// What was asked for is what ran.
+void ExpectObeyed(const v1::AttentionOptions& options, const v1::PlanSummary& plan) {
+  if (options.workers() > 0) {
+    EXPECT_EQ(plan.workers(), options.workers());
+  }
+  if (options.balancer() > v1::BALANCER_AUTO) {
+    EXPECT_EQ(plan.balancer(), options.balancer());
+  }
+  if (options.rotate() > v1::ROTATE_METHOD_AUTO) {
+    EXPECT_EQ(plan.rotate(), options.rotate());
+  }
+  EXPECT_GT(plan.balancer(), v1::BALANCER_AUTO);
+  EXPECT_GT(plan.rotate(), v1::ROTATE_METHOD_AUTO);
+}
+
+void ExpectRight(const Request& request, const absl::StatusOr<Answer>& answer) {
+  ASSERT_TRUE(answer.ok()) << answer.status() << "\n" << request.header().ShortDebugString();
+  EXPECT_EQ(request.WhatIsWrong(*answer), "") << request.header().ShortDebugString();
+  EXPECT_EQ(answer->attempts, 1);
+}
+
+TEST_F(AttendTest, AnswersWhatTheOracleSaysForRandomRequests) {
+  std::set<int> balancers, rotates, workers;
+  for (int seed = 1; seed <= kRandomRequests; ++seed) {
+    Random random(seed);
+    const Request request(RandomHeader(random), seed);
+    const absl::StatusOr<Answer> answer = request.AskOf(client());
+    ExpectRight(request, answer);
+    if (!answer.ok()) continue;
+    EXPECT_EQ(WhatIsWrongWithStatistics(request.header(), answer->statistics), "")
+        << answer->statistics.ShortDebugString();
+    const v1::PlanSummary& plan = answer->statistics.plan();
+    ExpectObeyed(request.header().options(), plan);
+    balancers.insert(plan.balancer());
+    rotates.insert(plan.rotate());
+    workers.insert(plan.workers());
+  }
+  EXPECT_EQ(balancers.size(), 2u);
+  EXPECT_EQ(rotates.size(), 2u);
+  EXPECT_EQ(workers, (std::set<int>{1, 2, 3, 4}));
+}
+
+TEST_F(AttendTest, TakesFewerTokensThanWorkers) {
+  for (const auto& [q_len, kv_len] : {std::pair{1, 1}, {1, 1000}, {1000, 1}, {2, 3}, {3, 2}}) {
+    for (const auto rotate : {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+      v1::AttendHeader header = MakeHeader(MakeSpec(q_len, kv_len, 4, 8, 12), "", kWorkers);
+      header.mutable_options()->set_rotate(rotate);
+      const Request request(header, q_len + kv_len);
+      ExpectRight(request, request.AskOf(client()));
+    }
+  }
+}
+
+TEST_F(AttendTest, AlignsACausalMaskAtTheEnd) {
+  for (const auto& [q_len, kv_len] : {std::pair{5, 1000}, {1000, 5}, {257, 1025}}) {
+    for (int workers = 1; workers <= kWorkers; ++workers) {
+      v1::AttendHeader header = MakeHeader(MakeSpec(q_len, kv_len, 8, 16, 16), "", workers);
+      header.mutable_spec()->set_batch(2);
+      header.mutable_spec()->set_kv_heads(2);
+      header.mutable_spec()->add_masks()->set_causal(true);
+      header.mutable_spec()->mutable_masks(0)->set_bottom_right(true);
+      const Request request(header, 7);
+      ExpectRight(request, request.AskOf(client()));
+    }
+  }
+}
+
+TEST_F(AttendTest, MovesTensorsOfManyMessages) {
+  // 24 MiB in, 8 MiB out, many segments and chunks; both directions need back pressure.
+  for (const auto layout : {v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}) {
+    v1::AttendHeader header = MakeHeader(MakeSpec(2049, 4099, 16, 64, 64), "", 3);
+    header.mutable_spec()->set_kv_heads(8);
+    header.mutable_spec()->set_tensor_layout(layout);
+    header.mutable_spec()->add_masks()->set_causal(true);
+    header.mutable_spec()->mutable_masks(0)->set_bottom_right(true);
+    header.mutable_options()->set_balancer(v1::BALANCER_HEAD_TAIL);
+    const Request request(header, 11);
+    const absl::StatusOr<Answer> answer = request.AskOf(client());
+    ExpectRight(request, answer);
+    if (answer.ok()) {
+      EXPECT_EQ(WhatIsWrongWithStatistics(request.header(), answer->statistics), "");
+    }
+  }
+}
+
+TEST_F(AttendTest, GivesTheSameBitsForTheSamePlan) {
+  v1::AttendHeader header = MakeHeader(MakeSpec(500, 500, 4, 32, 32), "", 3);
+  header.mutable_spec()->add_masks()->set_causal(true);
+  const Request request(header, 3);
+  const absl::StatusOr<Answer> first = request.AskOf(client()), second = request.AskOf(client());
+  ExpectRight(request, first);
+  ExpectRight(request, second);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(first->out, second->out);
+  EXPECT_EQ(first->lse, second->lse);
+}
+
+TEST_F(AttendTest, GivesEveryOneOfManyCallersTheirOwnAnswer) {
+  constexpr int kCallers = 8, kCalls = 6;
+  std::atomic<int> right = 0;
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < kCallers; ++caller) {
+    callers.emplace_back([&, caller] {
+      const std::unique_ptr<Client> client = cluster_->NewClient();
+      for (int call = 0; call < kCalls; ++call) {
+        const uint64_t seed = 1000 + 100 * caller + call;
+        Random random(seed);
+        v1::AttendHeader header = RandomHeader(random);
+        header.set_request_id(absl::StrCat("caller-", caller, "-", call));
+        const Request request(header, seed);
+        const absl::StatusOr<Answer> answer = request.AskOf(*client);
+        const std::string wrong = answer.ok() ? request.WhatIsWrong(*answer) : "";
+        EXPECT_TRUE(answer.ok()) << answer.status();
+        EXPECT_EQ(wrong, "") << header.ShortDebugString();
+        if (!answer.ok()) continue;
+        EXPECT_EQ(answer->statistics.request_id(), header.request_id());
+        right += wrong.empty();
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(right, kCallers * kCalls);
+}
+
+TEST_F(AttendTest, RunsAJobOfSomeWorkersBesideOneOfTheOthers) {
+  // Both are held between reservation and start; each must end although the other does not.
+  const Request request(MakeHeader(MakeSpec(64, 64, 2, 8, 8), "", 2), 5);
+  RawCall first(NewChannel(cluster_->address())), second(NewChannel(cluster_->address()));
+  ASSERT_TRUE(first.SendHeader(request.Named("first", 2)) && first.AwaitAccepted());
+  ASSERT_TRUE(second.SendHeader(request.Named("second", 2)) && second.AwaitAccepted());
+  for (RawCall* call : {&second, &first}) {
+    ASSERT_TRUE(call->SendTensors(request) && call->HalfClose());
+    const absl::StatusOr<Answer> answer = call->Collect(request);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(request.WhatIsWrong(*answer), "");
+  }
+}
+
+TEST_F(AttendTest, ASlowUploaderBlocksNobody) {
+  const Request request(MakeHeader(MakeSpec(64, 64, 2, 8, 8), "", kWorkers), 5);
+  RawCall slow(NewChannel(cluster_->address()));
+  ASSERT_TRUE(slow.SendHeader(request.Named("slow", kWorkers)) && slow.AwaitAccepted());
+  ASSERT_TRUE(slow.SendBytes(v1::TENSOR_ID_Q, request.tensors().q, 0, 100));
+  for (int i = 0; i < 3; ++i) ExpectRight(request, request.AskOf(client()));
+  ASSERT_TRUE(
+      slow.SendBytes(v1::TENSOR_ID_Q, request.tensors().q, 100, request.tensors().q.size()));
+  ASSERT_TRUE(slow.SendBytes(v1::TENSOR_ID_V, request.tensors().v, 0, request.tensors().v.size()));
+  ASSERT_TRUE(slow.SendBytes(v1::TENSOR_ID_K, request.tensors().k, 0, request.tensors().k.size()));
+  ASSERT_TRUE(slow.HalfClose());
+  const absl::StatusOr<Answer> answer = slow.Collect(request);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(request.WhatIsWrong(*answer), "");
+}
+
+TEST_F(AttendTest, QueuesWhatDoesNotFitAndRunsItWhenThereIsRoom) {
+  // Each takes more than half of the workers' memory; all ranks hold as much.
+  v1::AttendHeader header = MakeHeader(MakeSpec(1, 32, 1, 8, 8), "big-1", kWorkers);
+  v1::PlanRequest plan;
+  for (int64_t q_len = 1 << 16;; q_len *= 2) {
+    header.mutable_spec()->set_q_len(q_len);
+    *plan.mutable_spec() = header.spec();
+    *plan.mutable_options() = header.options();
+    const absl::StatusOr<v1::PlanResponse> planned = client().Plan(plan);
+    ASSERT_TRUE(planned.ok()) << planned.status();
+    if (planned->plan().peak_bytes(0) > (128 << 20)) break;
+  }
+  RawCall first(NewChannel(cluster_->address()));
+  ASSERT_TRUE(first.SendHeader(header) && first.AwaitAccepted());
+  header.set_request_id("big-2");
+  RawCall second(NewChannel(cluster_->address()));
+  ASSERT_TRUE(second.SendHeader(header));
+  EXPECT_TRUE(WaitUntil([&] {
+    const absl::StatusOr<v1::GetClusterResponse> now = client().GetCluster();
+    return now.ok() && now->queued_jobs() == 1 && now->unfinished_jobs() == 1;
+  }));
+  // What is small still fits: it waits behind nobody's memory but its own.
+  const Request small(MakeHeader(MakeSpec(64, 64, 2, 8, 8), "", 2), 5);
+  first.Cancel();
+  EXPECT_EQ(first.Finish().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(second.AwaitAccepted());
+  second.Cancel();
+  EXPECT_EQ(second.Finish().code(), absl::StatusCode::kCancelled);
+  ExpectRight(small, small.AskOf(client()));
+}
+
+TEST_F(AttendTest, RefusesWhatIsNotServedNamingTheField) {
+  const auto refused = [&](const std::function<void(v1::AttendHeader&)>& change,
+                           const std::string& field) {
+    v1::AttendHeader header = MakeHeader(MakeSpec(8, 8, 2, 8, 8), "", 0);
+    change(header);
+    RawCall call(NewChannel(cluster_->address()));
+    call.SendHeader(header);
+    const absl::Status status = call.Finish();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(field));
+    v1::PlanRequest plan;
+    *plan.mutable_spec() = header.spec();
+    *plan.mutable_options() = header.options();
+    if (!header.session().empty()) return;
+    EXPECT_EQ(client().Plan(plan).status().code(), absl::StatusCode::kUnimplemented) << field;
+  };
+  using Header = v1::AttendHeader;
+  refused([](Header& h) { h.mutable_spec()->set_softcap(30); }, "spec.softcap");
+  refused([](Header& h) { h.mutable_spec()->mutable_bias(); }, "spec.bias");
+  refused([](Header& h) { h.mutable_spec()->set_alibi_slopes(true); }, "spec.alibi_slopes");
+  refused([](Header& h) { h.mutable_spec()->set_sink_logits(true); }, "spec.sink_logits");
+  refused([](Header& h) { h.mutable_spec()->set_dropout(0.5); }, "spec.dropout");
+  const auto mask = [](Header& h) -> v1::Mask& {
+    h.mutable_spec()->add_masks()->set_causal(true);
+    return *h.mutable_spec()->mutable_masks(0);
+  };
+  refused([&](Header& h) { mask(h).mutable_window()->set_left(2); }, "spec.masks[0].window");
+  refused([&](Header& h) { mask(h).set_prefix(2); }, "spec.masks[0].prefix");
+  refused([&](Header& h) { mask(h).mutable_documents()->add_q_lengths(8); },
+          "spec.masks[0].documents");
+  refused(
+      [&](Header& h) {
+        v1::BlockMask& blocks = *mask(h).mutable_blocks();
+        blocks.set_q_block(8);
+        blocks.set_kv_block(8);
+        blocks.set_bits("\1");
+      },
+      "spec.masks[0].blocks");
+  refused([&](Header& h) { mask(h).add_slices()->set_q_end(1); }, "spec.masks[0].slices");
+  refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
+          "options.balancer");
+  refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },
+          "options.balancer");
+  refused([](Header& h) { h.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
+          "options.rotate");
+  refused([](Header& h) { h.mutable_options()->set_lse_without_sinks(true); },
+          "options.lse_without_sinks");
+  refused([](Header& h) { h.mutable_options()->set_ptrr_block(2); }, "options.ptrr_block");
+  refused([](Header& h) { h.mutable_options()->add_worker_weights(1); }, "options.worker_weights");
+  refused([](Header& h) { h.mutable_options()->set_convert_to_f32(false); },
+          "options.convert_to_f32");
+  refused([](Header& h) { h.set_session("mine"); }, "session");
+}
+
+TEST_F(AttendTest, PlansForMoreWorkersThanThereAre) {
+  v1::PlanRequest request;
+  *request.mutable_spec() = MakeSpec(100'000, 100'000, 8, 128, 128);
+  request.mutable_spec()->add_masks()->set_causal(true);
+  request.mutable_options()->set_workers(64);
+  request.mutable_options()->set_balancer(v1::BALANCER_HEAD_TAIL);
+  const absl::StatusOr<v1::PlanResponse> planned = client().Plan(request);
+  ASSERT_TRUE(planned.ok()) << planned.status();
+  EXPECT_EQ(planned->plan().workers(), 64);
+  EXPECT_EQ(planned->plan().work_size(), 64);
+  EXPECT_EQ(planned->ranks_size(), 64);
+  EXPECT_NE(planned->description(), "");
+  const uint64_t visible = 100'000ull * 100'001 / 2;
+  uint64_t work = 0;
+  for (int rank = 0; rank < planned->ranks_size(); ++rank) {
+    uint64_t of_steps = 0, bytes = 0;
+    for (const auto& step : planned->ranks(rank).steps()) {
+      of_steps += step.work();
+      bytes += step.bytes_sent();
+    }
+    EXPECT_EQ(of_steps, planned->plan().work(rank));
+    EXPECT_EQ(bytes, planned->plan().bytes(rank));
+    work += of_steps;
+  }
+  EXPECT_EQ(work, visible);
+  EXPECT_LT(planned->plan().imbalance(), 1.05);
+}
+
+TEST_F(AttendTest, PlansWhatItThenDoes) {
+  v1::AttendHeader header = MakeHeader(MakeSpec(777, 777, 4, 16, 16), "", 3);
+  header.mutable_spec()->add_masks()->set_causal(true);
+  v1::PlanRequest dry_run;
+  *dry_run.mutable_spec() = header.spec();
+  *dry_run.mutable_options() = header.options();
+  const absl::StatusOr<v1::PlanResponse> planned = client().Plan(dry_run);
+  ASSERT_TRUE(planned.ok()) << planned.status();
+  const Request request(header, 9);
+  const absl::StatusOr<Answer> answer = request.AskOf(client());
+  ExpectRight(request, answer);
+  ASSERT_TRUE(answer.ok());
+  EXPECT_EQ(answer->statistics.plan().SerializeAsString(), planned->plan().SerializeAsString());
+}
+
+TEST_F(AttendTest, RefusesMoreWorkersThanThereAreAtOnce) {
+  const Request request(MakeHeader(MakeSpec(16, 16, 1, 8, 8), "", kWorkers + 1), 1);
+  int retries = 0;
+  const absl::StatusOr<Answer> answer =
+      request.AskOf(client(), {.on_retry = [&](int, const absl::Status&) { ++retries; }});
+  EXPECT_EQ(answer.status().code(), absl::StatusCode::kUnavailable) << answer.status();
+  EXPECT_THAT(std::string(answer.status().message()), HasSubstr("options.workers"));
+  EXPECT_EQ(retries, 0);
+}
+
+TEST_F(AttendTest, RefusesWhatItCanNeverTakeSayingTheLimit) {
+  RawCall call(NewChannel(cluster_->address()));
+  // 4 TiB of q: well formed, and far beyond the workers' memory.
+  ASSERT_TRUE(call.SendHeader(MakeHeader(MakeSpec(1ll << 30, 1 << 20, 8, 128, 128), "", 0)));
+  const absl::Status status = call.Finish();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat(256 << 20)));
+}
+
+TEST_F(AttendTest, DescribesTheCluster) {
+  const absl::StatusOr<v1::GetClusterResponse> cluster = client().GetCluster();
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  EXPECT_NE(cluster->version(), "");
+  EXPECT_NE(cluster->epoch(), "");
+  EXPECT_FALSE(cluster->draining());
+  ASSERT_EQ(cluster->workers_size(), kWorkers);
+  std::set<std::string> ids, addresses;
+  std::set<int64_t> pids, expected_pids;
+  for (int i = 0; i < kWorkers; ++i) {
+    const v1::Worker& worker = cluster->workers(i);
+    ids.insert(worker.id());
+    addresses.insert(worker.address());
+    pids.insert(worker.pid());
+    expected_pids.insert(cluster_->worker(i).pid());
+    EXPECT_EQ(worker.device(), "cpu");
+    EXPECT_EQ(worker.threads(), 1);
+    EXPECT_EQ(worker.memory_bytes(), 256u << 20);
+    EXPECT_EQ(worker.version(), cluster->version());
+    EXPECT_NE(worker.libtorch(), "");
+    EXPECT_LT(worker.silent_seconds(), 1.0 * kSlowness);
+  }
+  EXPECT_EQ(ids.size(), static_cast<size_t>(kWorkers));
+  EXPECT_EQ(addresses.size(), static_cast<size_t>(kWorkers));
+  EXPECT_EQ(pids, expected_pids);
+  EXPECT_GT(cluster->limits().max_queued_jobs(), 0);
+  EXPECT_EQ(cluster->limits().max_header_bytes(), 4u << 20);
+  EXPECT_EQ(cluster->limits().max_message_bytes(), 4u << 20);
+  EXPECT_GT(cluster->limits().max_deadline_seconds(), 0);
+  EXPECT_GT(cluster->limits().min_rate_bytes_per_second(), 0);
+  EXPECT_GT(cluster->measurements().pairs_per_second(), 0);
+  EXPECT_GT(cluster->measurements().link_bytes_per_second(), 0);
+}
+
+}  // namespace
+}  // namespace ringserve::test

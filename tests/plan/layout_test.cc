@@ -1,0 +1,138 @@
+#include "server/plan/layout.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "server/plan/mask.h"
+#include "server/plan/workload.h"
+#include "tests/support/random.h"
+#include "tests/support/safetensors.h"
+
+namespace ringserve::test {
+namespace {
+
+using ::testing::ElementsAre;
+
+std::vector<int64_t> Sizes(const SequenceLayout& layout) {
+  std::vector<int64_t> sizes;
+  for (int rank = 0; rank < layout.ranks(); ++rank) sizes.push_back(layout.RowsOf(rank, 0));
+  return sizes;
+}
+
+std::vector<uint64_t> CausalWork(const SequenceLayout& layout, int64_t length) {
+  v1::AttentionSpec spec;
+  spec.set_batch(1);
+  spec.set_q_len(length);
+  spec.set_kv_len(length);
+  spec.add_masks()->set_causal(true);
+  return MakeWorkload(layout, layout, *CompileMasks(spec), 1).work;
+}
+
+TEST(Layout, HeadTailIsPyTorchs) {
+  const nlohmann::json golden = ReadGoldenJson("golden/balancers.json");
+  int cases = 0;
+  for (const nlohmann::json& c : golden.at("head_tail")) {
+    const int64_t length = c.at("balancer").at("seq_length");
+    const int ranks = c.at("world_size");
+    SCOPED_TRACE(c.at("balancer").dump() + " over " + std::to_string(ranks));
+    const SequenceLayout layout = HeadTailLayout(length, ranks);
+    EXPECT_EQ(Permutation(layout.rows[0]), c.at("indices")[0].get<std::vector<int64_t>>());
+    EXPECT_EQ(InversePermutation(layout.rows[0]), c.at("restore")[0].get<std::vector<int64_t>>());
+    EXPECT_EQ(CausalWork(layout, length), c.at("rank_work")[0].get<std::vector<uint64_t>>());
+    EXPECT_EQ(CausalWork(ContiguousLayout(length, ranks), length),
+              c.at("rank_work_contiguous")[0].get<std::vector<uint64_t>>());
+    ++cases;
+  }
+  EXPECT_GE(cases, 25);
+}
+
+TEST(Layout, ContiguousIsTorchChunks) {
+  EXPECT_THAT(Sizes(ContiguousLayout(17, 4)), ElementsAre(5, 5, 5, 2));
+  EXPECT_THAT(Sizes(ContiguousLayout(5, 4)), ElementsAre(2, 2, 1, 0));
+  EXPECT_THAT(Sizes(ContiguousLayout(1, 3)), ElementsAre(1, 0, 0));
+  EXPECT_THAT(Sizes(EvenLayout(17, 4)), ElementsAre(5, 4, 4, 4));
+}
+
+// Every position once, segments never empty and never to be joined.
+void ExpectWhole(const SequenceLayout& layout, int64_t length) {
+  ASSERT_EQ(layout.rows.size(), 1u);
+  std::vector<int64_t> positions = Permutation(layout.rows[0]);
+  std::sort(positions.begin(), positions.end());
+  std::vector<int64_t> all(length);
+  std::iota(all.begin(), all.end(), 0);
+  EXPECT_EQ(positions, all);
+  for (const std::vector<Segment>& segments : layout.rows[0]) {
+    for (size_t i = 0; i < segments.size(); ++i) {
+      EXPECT_GT(segments[i].size(), 0);
+      if (i > 0) {
+        EXPECT_NE(segments[i - 1].end, segments[i].begin);
+      }
+    }
+  }
+}
+
+TEST(Layout, HoldsEveryPositionOnce) {
+  Random random(1);
+  for (int i = 0; i < 2'000; ++i) {
+    const int ranks = static_cast<int>(random.Between(1, 8));
+    const int64_t length = random.Between(1, random.Chance(0.5) ? 20 : 300);
+    SCOPED_TRACE(std::to_string(length) + " over " + std::to_string(ranks));
+    ExpectWhole(ContiguousLayout(length, ranks), length);
+    ExpectWhole(EvenLayout(length, ranks), length);
+    ExpectWhole(HeadTailLayout(length, ranks), length);
+  }
+}
+
+TEST(Layout, HasPiecesAndTotalsThatDifferByAtMostOne) {
+  for (int ranks = 1; ranks <= 8; ++ranks) {
+    for (int64_t length = 1; length <= 200; ++length) {
+      SCOPED_TRACE(std::to_string(length) + " over " + std::to_string(ranks));
+      const std::vector<int64_t> even = Sizes(EvenLayout(length, ranks));
+      const auto [even_least, even_most] = std::minmax_element(even.begin(), even.end());
+      EXPECT_LE(*even_most - *even_least, 1);
+      const SequenceLayout head_tail = HeadTailLayout(length, ranks);
+      const std::vector<int64_t> totals = Sizes(head_tail);
+      const auto [least, most] = std::minmax_element(totals.begin(), totals.end());
+      EXPECT_LE(*most - *least, 1);
+      if (length < 2 * ranks) continue;  // where some pieces are empty
+      for (int rank = 0; rank < ranks; ++rank) {
+        const std::vector<Segment>& segments = head_tail.rows[0][rank];
+        if (rank == ranks - 1) {  // its two pieces are neighbours
+          ASSERT_EQ(segments.size(), 1u);
+          EXPECT_LE(segments[0].size() - length / (2 * ranks) * 2, 2);
+          continue;
+        }
+        ASSERT_EQ(segments.size(), 2u);
+        for (const Segment& segment : segments) {
+          EXPECT_GE(segment.size(), length / (2 * ranks));
+          EXPECT_LE(segment.size(), length / (2 * ranks) + 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(Layout, HeadTailGivesEveryRankTheSameCausalWorkWhereItDivides) {
+  for (int ranks = 1; ranks <= 8; ++ranks) {
+    const std::vector<uint64_t> work = CausalWork(HeadTailLayout(6 * ranks, ranks), 6 * ranks);
+    EXPECT_EQ(work, std::vector<uint64_t>(ranks, work[0]));
+  }
+}
+
+TEST(Layout, GoesIntoProtobufAsItIs) {
+  const v1::SequenceLayout proto = ToProto(HeadTailLayout(9, 2));
+  ASSERT_EQ(proto.rows_size(), 1);
+  ASSERT_EQ(proto.rows(0).ranks_size(), 2);
+  ASSERT_EQ(proto.rows(0).ranks(0).segments_size(), 2);
+  EXPECT_EQ(proto.rows(0).ranks(0).segments(0).end(), 3);
+  EXPECT_EQ(proto.rows(0).ranks(0).segments(1).begin(), 7);
+  ASSERT_EQ(proto.rows(0).ranks(1).segments_size(), 1);
+  EXPECT_EQ(proto.rows(0).ranks(1).segments(0).begin(), 3);
+  EXPECT_EQ(proto.rows(0).ranks(1).segments(0).end(), 7);
+}
+
+}  // namespace
+}  // namespace ringserve::test

@@ -1,0 +1,266 @@
+#include "server/plan/plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "proto/tensor_shape.h"
+#include "server/plan/cost.h"
+#include "server/plan/memory.h"
+#include "tests/support/random_case.h"
+#include "tests/support/wait.h"
+
+namespace ringserve::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Le;
+
+v1::AttentionSpec CausalSpec(int64_t length) {
+  v1::AttentionSpec spec;
+  spec.set_batch(1);
+  spec.set_q_heads(8);
+  spec.set_kv_heads(2);
+  spec.set_q_len(length);
+  spec.set_kv_len(length);
+  spec.set_head_dim(128);
+  spec.set_dtype(v1::DTYPE_F32);
+  spec.add_masks()->set_causal(true);
+  return spec;
+}
+
+v1::AttentionOptions Options(int workers, v1::Balancer balancer = v1::BALANCER_AUTO,
+                             v1::RotateMethod rotate = v1::ROTATE_METHOD_AUTO) {
+  v1::AttentionOptions options;
+  options.set_workers(workers);
+  options.set_balancer(balancer);
+  options.set_rotate(rotate);
+  return options;
+}
+
+Plan PlanOf(const v1::AttentionSpec& spec, const v1::AttentionOptions& options, int workers,
+            uint64_t memory_bytes = 0) {
+  absl::StatusOr<Plan> plan =
+      MakePlan(spec, options, {workers, memory_bytes}, DefaultMeasurements());
+  if (!plan.ok()) throw std::runtime_error(plan.status().ToString());
+  return *std::move(plan);
+}
+
+TEST(Planner, BalancesCausalWorkExactlyWhereItDivides) {
+  for (int workers = 1; workers <= 8; ++workers) {
+    const Plan plan =
+        PlanOf(CausalSpec(1024 * workers),
+               Options(workers, v1::BALANCER_HEAD_TAIL, v1::ROTATE_METHOD_ALL_TO_ALL), workers);
+    EXPECT_NEAR(plan.imbalance, 1, 0.0005) << workers;
+    EXPECT_EQ(plan.imbalance_total, 1) << workers;
+    EXPECT_FALSE(plan.imbalance_is_bound);
+    EXPECT_THAT(plan.work, Each(plan.work[0]));
+  }
+}
+
+TEST(Planner, TellsTheImbalanceThatLockstepWaitsFor) {
+  // Contiguous causal over 2 ranks of 4 rows: step 0 takes 10 pairs on both, step 1 takes 0 and 16.
+  const Plan ring =
+      PlanOf(CausalSpec(8), Options(2, v1::BALANCER_CONTIGUOUS, v1::ROTATE_METHOD_ALL_TO_ALL), 2);
+  EXPECT_THAT(ring.work, ElementsAre(10, 26));
+  EXPECT_DOUBLE_EQ(ring.imbalance, 26 / 18.0);
+  EXPECT_DOUBLE_EQ(ring.imbalance_total, 26 / 18.0);
+  // Over 3 ranks of 2 rows: 3 pairs each, then 0, 4, 4, then 0, 0, 4; totals 3, 7, 11.
+  const Plan three =
+      PlanOf(CausalSpec(6), Options(3, v1::BALANCER_CONTIGUOUS, v1::ROTATE_METHOD_ALL_TO_ALL), 3);
+  EXPECT_THAT(three.work, ElementsAre(3, 7, 11));
+  EXPECT_DOUBLE_EQ(three.imbalance, 11 / 7.0);
+}
+
+TEST(Planner, GivesAShortSequenceToOneWorker) {
+  EXPECT_EQ(PlanOf(CausalSpec(128), Options(0), 8).ranks(), 1);
+  EXPECT_EQ(PlanOf(CausalSpec(1), Options(0), 8).ranks(), 1);
+  EXPECT_EQ(PlanOf(CausalSpec(32'768), Options(0), 8).ranks(), 8);
+}
+
+TEST(Planner, TakesAsManyWorkersAsAsked) {
+  for (int workers = 1; workers <= 4; ++workers) {
+    const Plan plan = PlanOf(CausalSpec(3), Options(workers), 4);
+    EXPECT_EQ(plan.ranks(), workers);
+    EXPECT_EQ(plan.options.workers(), workers);
+  }
+}
+
+TEST(Planner, PrefersHeadTailForCausalMasks) {
+  const Plan plan = PlanOf(CausalSpec(16'384), Options(4), 4);
+  EXPECT_EQ(plan.options.balancer(), v1::BALANCER_HEAD_TAIL);
+  EXPECT_NE(plan.options.rotate(), v1::ROTATE_METHOD_AUTO);
+  EXPECT_THAT(plan.reason, AllOf(HasSubstr("workers 4 as asked"), HasSubstr("head-tail")));
+}
+
+TEST(Planner, NeverLeavesAnOptionOpen) {
+  for (int seed = 0; seed < 500; ++seed) {
+    const Case c = RandomCase(seed, 8, 300);
+    const absl::StatusOr<Plan> plan =
+        MakePlan(c.spec, c.options, {.workers = 8}, DefaultMeasurements());
+    ASSERT_TRUE(plan.ok()) << c.ToString();
+    const v1::AttentionOptions& options = plan->options;
+    EXPECT_THAT((std::vector<int>{v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}),
+                ::testing::Contains(options.balancer()));
+    EXPECT_THAT((std::vector<int>{v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}),
+                ::testing::Contains(options.rotate()));
+    EXPECT_EQ(options.workers(), plan->ranks());
+    EXPECT_GE(plan->ranks(), 1);
+    EXPECT_EQ(plan->spec.value_dim(), ValueDim(c.spec));
+    EXPECT_TRUE(plan->spec.has_scale());
+    EXPECT_TRUE(c.options.workers() == 0 || plan->ranks() == c.options.workers());
+    EXPECT_GE(plan->imbalance, 1 - 1e-12);
+    EXPECT_GE(plan->imbalance, plan->imbalance_total - 1e-12);
+    EXPECT_LE(plan->imbalance, plan->ranks() + 1e-12);
+    EXPECT_FALSE(Describe(*plan).empty());
+  }
+}
+
+TEST(Planner, KeepsWithinMemoryWhereItCan) {
+  const v1::AttentionSpec spec = CausalSpec(2'000);
+  const Plan free = PlanOf(spec, Options(0), 8);
+  const uint64_t alone = PlanOf(spec, Options(1), 8).peak_bytes[0];
+  const Plan tight = PlanOf(spec, Options(0), 8, alone / 2);
+  EXPECT_GT(tight.ranks(), 1);
+  EXPECT_THAT(tight.peak_bytes, Each(Le(alone / 2)));
+  EXPECT_GE(tight.ranks(), free.ranks());
+  const absl::Status status =
+      MakePlan(spec, Options(0), {8, 1'000}, DefaultMeasurements()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("limit 1000"));
+}
+
+TEST(Planner, SaysWhatIsMissing) {
+  const v1::AttentionSpec spec = CausalSpec(100);
+  const auto status = [&](const v1::AttentionOptions& options, int workers) {
+    return MakePlan(spec, options, {workers}, DefaultMeasurements()).status();
+  };
+  EXPECT_EQ(status(Options(0), 0).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status(Options(3), 2).code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status(Options(3), 2).message()), HasSubstr("only 2 workers"));
+  for (const v1::Balancer balancer : {v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR}) {
+    const absl::Status refused = status(Options(1, balancer), 2);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("options.balancer"));
+  }
+  const absl::Status pass_q = status(Options(1, v1::BALANCER_AUTO, v1::ROTATE_METHOD_PASS_Q), 2);
+  EXPECT_EQ(pass_q.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(pass_q.message()), HasSubstr("options.rotate"));
+}
+
+TEST(Planner, RefusesMorePairsThanItCanCount) {
+  v1::AttentionSpec spec = CausalSpec(std::numeric_limits<int32_t>::max());
+  spec.set_batch(2);
+  spec.clear_masks();
+  const absl::Status status = MakePlan(spec, Options(0), {4}, DefaultMeasurements()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("2^62"));
+}
+
+TEST(Planner, RefusesAPartOfMorePiecesThanOneMessageHolds) {
+  const auto plan = [](int64_t rows, int workers) {
+    v1::AttentionSpec spec = CausalSpec(1 << 22);
+    spec.set_batch(rows);
+    while (spec.masks_size() < rows) {
+      v1::Mask* mask = spec.add_masks();  // a rectangle and a triangle
+      mask->set_causal(true);
+      mask->set_q_offset((1 << 21) + spec.masks_size() % 3);
+    }
+    return MakePlan(spec, Options(workers, v1::BALANCER_CONTIGUOUS), {workers},
+                    DefaultMeasurements());
+  };
+  for (const int workers : {1, 2}) {
+    const absl::StatusOr<Plan> largest = plan(65'536 / workers, workers);
+    ASSERT_TRUE(largest.ok()) << largest.status();
+    for (int rank = 0; rank < workers; ++rank) {
+      EXPECT_LT(AssignmentFor(*largest, rank).ByteSizeLong(), size_t{8} << 20);
+    }
+    const absl::Status refused = plan(65'536 / workers + 1, workers).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("limit 65536"));
+  }
+}
+
+TEST(Planner, SaturatesMemoryInsteadOfWrappingAround) {
+  const uint64_t most = std::numeric_limits<uint64_t>::max();
+  EXPECT_EQ(SaturatingAdd(most, 1), most);
+  EXPECT_EQ(SaturatingMultiply(uint64_t{1} << 40, uint64_t{1} << 40), most);
+  EXPECT_EQ(SaturatingMultiply(1 << 20, 1 << 20), uint64_t{1} << 40);
+  v1::AttentionSpec spec = CausalSpec(1 << 20);
+  spec.set_q_heads(1 << 30);
+  spec.set_kv_heads(1 << 30);
+  spec.set_head_dim(1024);
+  const Plan plan = PlanOf(spec, Options(1), 1);
+  EXPECT_EQ(plan.peak_bytes[0], most);
+  EXPECT_EQ(MakePlan(spec, Options(1), {1, most - 1}, DefaultMeasurements()).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(Planner, PlansAMillionTokensOverAThousandRanksAtOnce) {
+  const auto begin = std::chrono::steady_clock::now();
+  const Plan plan = PlanOf(CausalSpec(1'000'000), Options(1024), 1024);
+  EXPECT_EQ(plan.ranks(), 1024);
+  EXPECT_EQ(std::accumulate(plan.work.begin(), plan.work.end(), uint64_t{0}),
+            uint64_t{1'000'000} * 1'000'001 / 2);
+  EXPECT_LT(plan.imbalance, 1.01);
+  EXPECT_FALSE(StepsFor(plan, 511).empty());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10) * kSlowness);
+}
+
+TEST(Planner, LooksForTheBestNumberOfManyWorkersInBoundedTime) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (const int64_t length : {1'000, 100'000, 10'000'000}) {
+    EXPECT_GE(PlanOf(CausalSpec(length), Options(0), 1024).ranks(), 1);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20) * kSlowness);
+}
+
+TEST(Planner, IsSwayedByMeasurements) {
+  v1::Measurements slow_link = DefaultMeasurements();
+  slow_link.set_link_bytes_per_second(1e5);
+  const absl::StatusOr<Plan> plan =
+      MakePlan(CausalSpec(4'096), Options(0), {.workers = 4}, slow_link);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->ranks(), 1);
+  v1::Measurements nonsense;
+  nonsense.set_pairs_per_second(-1);
+  nonsense.set_link_bytes_per_second(std::numeric_limits<double>::quiet_NaN());
+  nonsense.set_link_latency_seconds(-5);
+  nonsense.set_rank_overhead_seconds(std::numeric_limits<double>::infinity());
+  const absl::StatusOr<Plan> anyhow = MakePlan(CausalSpec(4'096), Options(0), {4}, nonsense);
+  ASSERT_TRUE(anyhow.ok());
+  EXPECT_GT(anyhow->estimated_seconds, 0);
+}
+
+TEST(Planner, DescribesAPlanForPeople) {
+  const Plan plan =
+      PlanOf(CausalSpec(16), Options(2, v1::BALANCER_HEAD_TAIL, v1::ROTATE_METHOD_ALL_TO_ALL), 2);
+  EXPECT_THAT(Describe(plan), AllOf(HasSubstr("causal; batch 1, queries 16 x 8 heads"),
+                                    HasSubstr("head-tail, all-to-all, 2 workers; imbalance 1.000"),
+                                    HasSubstr("[0,4) [12,16)"), HasSubstr("kv 0: 1 causal >1")));
+}
+
+TEST(Planner, SummarizesWhatItDecided) {
+  const Plan plan = PlanOf(CausalSpec(100), Options(3), 3);
+  const v1::PlanSummary summary = Summarize(plan);
+  EXPECT_EQ(summary.balancer(), plan.options.balancer());
+  EXPECT_EQ(summary.rotate(), plan.options.rotate());
+  EXPECT_EQ(summary.workers(), 3);
+  EXPECT_EQ(summary.work_size(), 3);
+  EXPECT_EQ(summary.bytes_size(), 3);
+  EXPECT_EQ(summary.peak_bytes_size(), 3);
+  EXPECT_EQ(summary.layout().q().rows(0).ranks_size(), 3);
+  EXPECT_EQ(summary.reason(), plan.reason);
+}
+
+}  // namespace
+}  // namespace ringserve::test

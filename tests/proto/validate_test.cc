@@ -1,0 +1,508 @@
+// Every field of a request that a stranger may set wrongly: the status names the field, its value
+// and the limit.
+#include "proto/validate.h"
+
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <google/protobuf/unknown_field_set.h>
+#include <gtest/gtest.h>
+
+namespace ringserve {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxOffset = int64_t{1} << 40;
+constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+
+v1::AttendHeader ValidHeader() {
+  v1::AttendHeader header;
+  v1::AttentionSpec& spec = *header.mutable_spec();
+  spec.set_batch(3);
+  spec.set_q_heads(8);
+  spec.set_kv_heads(2);
+  spec.set_q_len(20);
+  spec.set_kv_len(30);
+  spec.set_head_dim(16);
+  spec.set_dtype(v1::DTYPE_F32);
+  return header;
+}
+
+struct Case {
+  std::function<void(v1::AttendHeader&)> change;
+  const char* says;
+};
+
+v1::Mask& Mask(v1::AttendHeader& header) {
+  return header.spec().masks().empty() ? *header.mutable_spec()->add_masks()
+                                       : *header.mutable_spec()->mutable_masks(0);
+}
+
+void ExpectAll(const std::vector<Case>& cases, absl::StatusCode code) {
+  for (const Case& wrong : cases) {
+    v1::AttendHeader header = ValidHeader();
+    wrong.change(header);
+    const absl::Status status = ValidateHeader(header);
+    EXPECT_EQ(status.code(), code) << wrong.says << "\nbut: " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(wrong.says));
+  }
+}
+
+void ExpectInvalid(const std::vector<Case>& cases) {
+  ExpectAll(cases, absl::StatusCode::kInvalidArgument);
+}
+
+// `set` puts one number into a field whose values reach from `least` to `most`.
+void ExpectRange(const std::string& field, int64_t least, int64_t most,
+                 const std::function<void(v1::AttendHeader&, int64_t)>& set) {
+  const auto status_of = [&](int64_t value) {
+    v1::AttendHeader header = ValidHeader();
+    set(header, value);
+    return ValidateHeader(header);
+  };
+  for (const int64_t value : {least, most}) {
+    const absl::Status status = status_of(value);
+    // What is too large together, or not served, is another field's complaint.
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr("at most"))) << field << value;
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr("at least"))) << field << value;
+  }
+  const auto expect_refused = [&](int64_t value, const std::string& limit) {
+    const absl::Status status = status_of(value);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << field << " " << value;
+    EXPECT_EQ(std::string(status.message()), field + " is " + std::to_string(value) + ": " + limit);
+  };
+  for (const int64_t value : {least - 1, kMin}) {
+    expect_refused(value, "at least " + std::to_string(least));
+  }
+  for (const int64_t value : {most + 1, kMax}) {
+    expect_refused(value, "at most " + std::to_string(most));
+  }
+}
+
+TEST(Validate, AcceptsEverythingThatIsServed) {
+  const std::vector<std::function<void(v1::AttendHeader&)>> changes = {
+      [](auto& header) {},
+      [](auto& header) { header.mutable_spec()->set_dtype(v1::DTYPE_F64); },
+      [](auto& header) { header.mutable_spec()->set_dtype(v1::DTYPE_BF16); },
+      [](auto& header) { header.mutable_spec()->set_dtype(v1::DTYPE_F16); },
+      [](auto& header) { header.mutable_spec()->set_tensor_layout(v1::TENSOR_LAYOUT_BHSD); },
+      [](auto& header) { header.mutable_spec()->set_tensor_layout(v1::TENSOR_LAYOUT_BSHD); },
+      [](auto& header) { header.mutable_spec()->set_value_dim(5); },
+      [](auto& header) { header.mutable_spec()->set_scale(0); },
+      [](auto& header) { header.mutable_spec()->set_scale(-3e38); },
+      [](auto& header) {
+        header.mutable_spec()->set_dtype(v1::DTYPE_F64);
+        header.mutable_spec()->set_scale(1e300);
+      },
+      [](auto& header) { Mask(header).set_causal(true); },
+      [](auto& header) { Mask(header).set_q_offset(-7); },
+      [](auto& header) { Mask(header).set_bottom_right(true); },
+      [](auto& header) {
+        for (int i = 0; i < 3; ++i) header.mutable_spec()->add_masks()->set_causal(i == 1);
+      },
+      [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_AUTO); },
+      [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_CONTIGUOUS); },
+      [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_HEAD_TAIL); },
+      [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_AUTO); },
+      [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_ALL_TO_ALL); },
+      [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_ALL_GATHER); },
+      [](auto& header) { header.mutable_options()->set_return_lse(true); },
+      [](auto& header) { header.mutable_options()->set_convert_to_f32(true); },
+      [](auto& header) { header.set_request_id(std::string(128, '~')); },
+      [](auto& header) { header.set_request_id(" !\"#$%&'()*+,-./09:;<=>?@AZ[\\]^_`az{|}~"); },
+  };
+  for (size_t i = 0; i < changes.size(); ++i) {
+    v1::AttendHeader header = ValidHeader();
+    changes[i](header);
+    EXPECT_TRUE(ValidateHeader(header).ok()) << i << ": " << ValidateHeader(header);
+    EXPECT_TRUE(ValidateSpec(header.spec()).ok());
+    EXPECT_TRUE(ValidateOptions(header.options()).ok());
+  }
+}
+
+TEST(Validate, BoundsEveryNumber) {
+  ExpectRange("spec.batch", 1, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_batch(value); });
+  ExpectRange("spec.q_heads", 1, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_q_heads(value); });
+  ExpectRange("spec.kv_heads", 1, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_kv_heads(value); });
+  ExpectRange("spec.q_len", 1, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_q_len(value); });
+  ExpectRange("spec.kv_len", 1, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_kv_len(value); });
+  ExpectRange("spec.head_dim", 1, 1024,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_head_dim(value); });
+  ExpectRange("spec.value_dim", 0, 1024,
+              [](auto& header, int64_t value) { header.mutable_spec()->set_value_dim(value); });
+  ExpectRange("spec.masks[0].q_offset", -kMaxOffset, kMaxOffset,
+              [](auto& header, int64_t value) { Mask(header).set_q_offset(value); });
+  ExpectRange("spec.masks[0].window.left", 0, kMaxOffset,
+              [](auto& header, int64_t value) { Mask(header).mutable_window()->set_left(value); });
+  ExpectRange("spec.masks[0].window.right", 0, kMaxOffset,
+              [](auto& header, int64_t value) { Mask(header).mutable_window()->set_right(value); });
+  ExpectRange("spec.masks[0].sinks", 0, kMaxOffset, [](auto& header, int64_t value) {
+    Mask(header).mutable_window();
+    Mask(header).set_sinks(value);
+  });
+  ExpectRange("spec.masks[0].prefix", 0, kMaxOffset, [](auto& header, int64_t value) {
+    Mask(header).set_causal(true);
+    Mask(header).set_prefix(value);
+  });
+  ExpectRange("options.ptrr_block", 0, kMaxDim,
+              [](auto& header, int64_t value) { header.mutable_options()->set_ptrr_block(value); });
+}
+
+TEST(Validate, BoundsTheNumberOfWorkers) {
+  ExpectInvalid({
+      {[](auto& header) { header.mutable_options()->set_workers(-1); },
+       "options.workers is -1: at least 0"},
+      {[](auto& header) { header.mutable_options()->set_workers(1025); },
+       "options.workers is 1025: at most 1024"},
+  });
+  v1::AttentionOptions options;
+  options.set_workers(1024);
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(Validate, RefusesUnknownEnumValues) {
+  ExpectInvalid({
+      {[](auto& header) { header.mutable_spec()->clear_dtype(); },
+       "spec.dtype is unspecified: one of DTYPE_F32, DTYPE_F64, DTYPE_BF16, DTYPE_F16"},
+      {[](auto& header) { header.mutable_spec()->set_dtype(static_cast<v1::DType>(5)); },
+       "spec.dtype is 5: not a value of this enum"},
+      {[](auto& header) { header.mutable_spec()->set_dtype(static_cast<v1::DType>(-1)); },
+       "spec.dtype is -1: not a value of this enum"},
+      {[](auto& header) {
+         header.mutable_spec()->set_tensor_layout(static_cast<v1::TensorLayout>(3));
+       },
+       "spec.tensor_layout is 3: not a value of this enum"},
+      {[](auto& header) { header.mutable_options()->set_balancer(static_cast<v1::Balancer>(6)); },
+       "options.balancer is 6: not a value of this enum"},
+      {[](auto& header) { header.mutable_options()->set_rotate(static_cast<v1::RotateMethod>(5)); },
+       "options.rotate is 5: not a value of this enum"},
+  });
+}
+
+TEST(Validate, RefusesHeadsThatAreNoMultiple) {
+  ExpectInvalid({{[](auto& header) { header.mutable_spec()->set_q_heads(7); },
+                  "spec.q_heads is 7: must be a multiple of spec.kv_heads (2)"},
+                 {[](auto& header) { header.mutable_spec()->set_q_heads(1); },
+                  "spec.q_heads is 1: must be a multiple of spec.kv_heads (2)"}});
+}
+
+TEST(Validate, RefusesNumbersThatAreNotFinite) {
+  ExpectInvalid({
+      {[](auto& header) { header.mutable_spec()->set_scale(kNan); },
+       "spec.scale is nan: must be finite"},
+      {[](auto& header) { header.mutable_spec()->set_scale(kInfinity); },
+       "spec.scale is inf: must be finite"},
+      {[](auto& header) { header.mutable_spec()->set_scale(-kInfinity); },
+       "spec.scale is -inf: must be finite"},
+      {[](auto& header) { header.mutable_spec()->set_scale(1e39); },
+       "spec.scale is 1e+39: must be finite in fp32, in which DTYPE_F32 is computed"},
+      {[](auto& header) {
+         header.mutable_spec()->set_dtype(v1::DTYPE_BF16);
+         header.mutable_spec()->set_scale(-1e39);
+       },
+       "spec.scale is -1e+39: must be finite in fp32, in which DTYPE_BF16 is computed"},
+      {[](auto& header) { header.mutable_spec()->set_softcap(kNan); },
+       "spec.softcap is nan: must be finite and above 0"},
+      {[](auto& header) { header.mutable_spec()->set_softcap(0); },
+       "spec.softcap is 0: must be finite and above 0"},
+      {[](auto& header) { header.mutable_spec()->set_dropout(kNan); },
+       "spec.dropout is nan: must lie in [0, 1)"},
+      {[](auto& header) { header.mutable_spec()->set_dropout(1); },
+       "spec.dropout is 1: must lie in [0, 1)"},
+      {[](auto& header) { header.mutable_spec()->set_dropout(-0.5); },
+       "spec.dropout is -0.5: must lie in [0, 1)"},
+      {[](auto& header) { header.mutable_options()->add_worker_weights(kNan); },
+       "options.worker_weights[0] is nan: must be finite and above 0"},
+      {[](auto& header) {
+         header.mutable_options()->add_worker_weights(1);
+         header.mutable_options()->add_worker_weights(0);
+       },
+       "options.worker_weights[1] is 0: must be finite and above 0"},
+  });
+}
+
+TEST(Validate, RefusesDimsWhoseProductOverflows) {
+  const auto dims = [](auto& header, int64_t batch, int64_t heads, int64_t q_len, int64_t kv_len) {
+    v1::AttentionSpec& spec = *header.mutable_spec();
+    spec.set_batch(batch);
+    spec.set_q_heads(heads);
+    spec.set_kv_heads(heads);
+    spec.set_q_len(q_len);
+    spec.set_kv_len(kv_len);
+    spec.set_head_dim(1024);
+  };
+  ExpectInvalid({
+      {[&](auto& header) { dims(header, kMaxDim, kMaxDim, kMaxDim, kMaxDim); },
+       "spec's dims make q larger than 2^62 bytes: batch 2147483647"},
+      // A product that is a small number modulo 2^64.
+      {[&](auto& header) { dims(header, int64_t{1} << 30, int64_t{1} << 30, int64_t{1} << 30, 1); },
+       "spec's dims make q larger than 2^62 bytes"},
+      {[&](auto& header) { dims(header, 1 << 20, 1 << 10, 1, kMaxDim); },
+       "spec's dims make k and the tensors before it larger than 2^62 bytes"},
+      // Each fits, together they do not.
+      {[&](auto& header) { dims(header, 1 << 20, 1 << 9, (1 << 19) - 1, (1 << 20) + 1); },
+       "spec's dims make v and the tensors before it larger than 2^62 bytes"},
+  });
+  // Up to the limit: q and out take all but 2^52 of 2^62 bytes, k and v 2^42, lse 2^51.
+  v1::AttendHeader header = ValidHeader();
+  dims(header, 1 << 20, 1 << 9, (1 << 20) - (1 << 10), 1);
+  EXPECT_TRUE(ValidateHeader(header).ok()) << ValidateHeader(header);
+  ExpectInvalid({{[&](auto& header) { dims(header, 1 << 20, 1 << 9, (1 << 20) - (1 << 8), 1); },
+                  "spec's dims make lse and the tensors before it larger than 2^62 bytes"}});
+}
+
+TEST(Validate, RefusesMasksThatContradictThemselves) {
+  ExpectInvalid({
+      {[](auto& header) {
+         Mask(header);
+         header.mutable_spec()->add_masks();
+       },
+       "spec.masks is 2 entries: none, one, or as many as spec.batch (3)"},
+      {[](auto& header) { Mask(header).set_sinks(1); },
+       "spec.masks[0].sinks is 1: means nothing without window"},
+      {[](auto& header) { Mask(header).set_prefix(1); },
+       "spec.masks[0].prefix is 1: means nothing without causal"},
+      {[](auto& header) {
+         for (int i = 0; i < 3; ++i) header.mutable_spec()->add_masks();
+         header.mutable_spec()->mutable_masks(2)->set_q_offset(kMax);
+       },
+       "spec.masks[2].q_offset is 9223372036854775807: at most 1099511627776"},
+  });
+}
+
+TEST(Validate, BoundsTheNumberOfMasks) {
+  v1::AttendHeader header = ValidHeader();
+  header.mutable_spec()->set_batch(65537);
+  for (int i = 0; i < 65537; ++i) header.mutable_spec()->add_masks();
+  EXPECT_THAT(ValidateHeader(header).ToString(),
+              HasSubstr("INVALID_ARGUMENT: spec.masks is 65537 entries: at most 65536"));
+  header.mutable_spec()->set_batch(65536);
+  header.mutable_spec()->mutable_masks()->RemoveLast();
+  EXPECT_TRUE(ValidateHeader(header).ok());
+}
+
+TEST(Validate, RefusesDocumentsThatDoNotFit) {
+  const auto documents = [](auto& header, const std::vector<int64_t>& q,
+                            const std::vector<int64_t>& kv) {
+    for (const int64_t length : q) Mask(header).mutable_documents()->add_q_lengths(length);
+    for (const int64_t length : kv) Mask(header).mutable_documents()->add_kv_lengths(length);
+  };
+  ExpectInvalid({
+      {[&](auto& header) {
+         documents(header, {5, -1}, {});
+       },
+       "spec.masks[0].documents.q_lengths[1] is -1: at least 0"},
+      {[&](auto& header) {
+         documents(header, {kMax, kMax}, {});
+       },
+       "spec.masks[0].documents.q_lengths[0] is 9223372036854775807: at most 2147483647"},
+      {[&](auto& header) {
+         documents(header, {20, 1}, {});
+       },
+       "spec.masks[0].documents.q_lengths is 21 in all: at most spec.q_len (20)"},
+      {[&](auto& header) {
+         documents(header, {1, 2}, {3});
+       },
+       "spec.masks[0].documents.kv_lengths is 1 entries: as many as q_lengths (2), or none"},
+      {[&](auto& header) {
+         documents(header, {1, 2}, {20, 11});
+       },
+       "spec.masks[0].documents.kv_lengths is 31 in all: at most spec.kv_len (30)"},
+      {[&](auto& header) { documents(header, {1}, {-3}); },
+       "spec.masks[0].documents.kv_lengths[0] is -3: at least 0"},
+      {[&](auto& header) {
+         header.mutable_spec()->set_kv_len(9);
+         documents(header, {10}, {});
+       },
+       "spec.masks[0].documents.q_lengths (kv_lengths are absent) is 10 in all: at most "
+       "spec.kv_len (9)"},
+  });
+}
+
+TEST(Validate, RefusesBlockMasksOfAnotherSize) {
+  const auto blocks = [](auto& header, int64_t q_block, int64_t kv_block, int bytes) {
+    v1::BlockMask& mask = *Mask(header).mutable_blocks();
+    mask.set_q_block(q_block);
+    mask.set_kv_block(kv_block);
+    mask.set_bits(std::string(bytes, '\xFF'));
+  };
+  ExpectInvalid({
+      {[&](auto& header) { blocks(header, 0, 1, 0); },
+       "spec.masks[0].blocks.q_block is 0: at least 1"},
+      {[&](auto& header) { blocks(header, 1, -1, 0); },
+       "spec.masks[0].blocks.kv_block is -1: at least 1"},
+      {[&](auto& header) { blocks(header, kMax, 1, 0); },
+       "spec.masks[0].blocks.q_block is 9223372036854775807: at most 2147483647"},
+      // 20 x 30 positions in blocks of 3 x 3: 7 rows of 10 bits, 2 bytes each.
+      {[&](auto& header) { blocks(header, 3, 3, 13); },
+       "spec.masks[0].blocks.bits is 13 bytes: must be 14 (7 block rows of 10 bits)"},
+      {[&](auto& header) { blocks(header, 3, 3, 15); },
+       "spec.masks[0].blocks.bits is 15 bytes: must be 14"},
+      {[&](auto& header) {
+         header.mutable_spec()->set_q_len(kMaxDim);
+         header.mutable_spec()->set_kv_len(kMaxDim);
+         blocks(header, 1, 1, 1);
+       },
+       "spec.masks[0].blocks.bits is 1 bytes: must be 576460752034988032"},
+  });
+}
+
+TEST(Validate, RefusesSlicesOutsideTheSequences) {
+  const auto slice = [](auto& header, int64_t q_begin, int64_t q_end, int64_t k_begin,
+                        int64_t k_end) -> v1::Slice& {
+    v1::Slice& added = *Mask(header).add_slices();
+    added.set_q_begin(q_begin);
+    added.set_q_end(q_end);
+    added.set_k_begin(k_begin);
+    added.set_k_end(k_end);
+    return added;
+  };
+  ExpectInvalid({
+      {[&](auto& header) { slice(header, -1, 2, 0, 1); },
+       "spec.masks[0].slices[0].q_begin is -1: at least 0"},
+      {[&](auto& header) { slice(header, 3, 2, 0, 1); },
+       "spec.masks[0].slices[0].q_end is 2: at least 3"},
+      {[&](auto& header) { slice(header, 0, 21, 0, 1); },
+       "spec.masks[0].slices[0].q_end is 21: at most 20"},
+      {[&](auto& header) { slice(header, 0, 1, kMax, 1); },
+       "spec.masks[0].slices[0].k_begin is 9223372036854775807: at most 30"},
+      {[&](auto& header) {
+         slice(header, 0, 1, 0, 1);
+         slice(header, 0, 1, 2, 31);
+       },
+       "spec.masks[0].slices[1].k_end is 31: at most 30"},
+      {[&](auto& header) { slice(header, 0, 1, 0, 1).set_lo(kMin); },
+       "spec.masks[0].slices[0].lo is -9223372036854775808: at least -1099511627776"},
+      {[&](auto& header) { slice(header, 0, 1, 0, 1).set_hi(kMax); },
+       "spec.masks[0].slices[0].hi is 9223372036854775807: at most 1099511627776"},
+      {[&](auto& header) {
+         v1::Slice& added = slice(header, 0, 1, 0, 1);
+         added.set_lo(2);
+         added.set_hi(1);
+       },
+       "spec.masks[0].slices[0].lo is 2: at most hi (1)"},
+  });
+}
+
+TEST(Validate, RefusesRequestIdsThatWouldSpoilALog) {
+  ExpectInvalid({
+      {[](auto& header) { header.set_request_id(std::string(129, 'x')); },
+       "request_id is 129 bytes: at most 128"},
+      {[](auto& header) { header.set_request_id("two\nlines"); },
+       "request_id's byte 3 is 10: printable ASCII (32 to 126) alone"},
+      {[](auto& header) { header.set_request_id(std::string("\0", 1)); },
+       "request_id's byte 0 is 0: printable ASCII"},
+      {[](auto& header) { header.set_request_id("caf\u00e9"); },
+       "request_id's byte 3 is 195: printable ASCII"},
+      {[](auto& header) { header.set_request_id("\x7f"); }, "request_id's byte 0 is 127"},
+  });
+}
+
+TEST(Validate, SaysWhatIsNotServed) {
+  ExpectAll(
+      {
+          {[](auto& header) { Mask(header).mutable_window()->set_left(3); },
+           "spec.masks[0].window is not served yet"},
+          {[](auto& header) { Mask(header).mutable_window(); },
+           "spec.masks[0].window is not served yet"},
+          {[](auto& header) {
+             Mask(header).set_causal(true);
+             Mask(header).set_prefix(3);
+           },
+           "spec.masks[0].prefix is not served yet"},
+          {[](auto& header) { Mask(header).mutable_documents()->add_q_lengths(3); },
+           "spec.masks[0].documents is not served yet"},
+          {[](auto& header) {
+             Mask(header).mutable_blocks()->set_q_block(20);
+             Mask(header).mutable_blocks()->set_kv_block(30);
+             Mask(header).mutable_blocks()->set_bits("x");
+           },
+           "spec.masks[0].blocks is not served yet"},
+          {[](auto& header) {
+             for (int i = 0; i < 3; ++i) header.mutable_spec()->add_masks();
+             header.mutable_spec()->mutable_masks(2)->add_slices();
+           },
+           "spec.masks[2].slices is not served yet"},
+          {[](auto& header) { header.mutable_spec()->set_softcap(30); },
+           "spec.softcap is not served yet"},
+          {[](auto& header) { header.mutable_spec()->mutable_bias(); },
+           "spec.bias is not served yet"},
+          {[](auto& header) { header.mutable_spec()->set_alibi_slopes(true); },
+           "spec.alibi_slopes is not served yet"},
+          {[](auto& header) { header.mutable_spec()->set_sink_logits(true); },
+           "spec.sink_logits is not served yet"},
+          {[](auto& header) { header.mutable_spec()->set_dropout(0.1); },
+           "spec.dropout is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },
+           "options.balancer BALANCER_PER_DOCUMENT is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
+           "options.balancer BALANCER_PTRR is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
+           "options.rotate ROTATE_METHOD_PASS_Q is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_lse_without_sinks(true); },
+           "options.lse_without_sinks is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_ptrr_block(1); },
+           "options.ptrr_block is not served yet"},
+          {[](auto& header) { header.mutable_options()->add_worker_weights(1); },
+           "options.worker_weights is not served yet"},
+          {[](auto& header) { header.mutable_options()->set_convert_to_f32(false); },
+           "options.convert_to_f32 is false, which is not served"},
+          {[](auto& header) { header.set_session("mine"); }, "session is not served yet"},
+      },
+      absl::StatusCode::kUnimplemented);
+}
+
+// A field that only a newer client knows might change the answer.
+TEST(Validate, RefusesFieldsOfUnknownNumber) {
+  const auto add = [](google::protobuf::Message& message) {
+    message.GetReflection()->MutableUnknownFields(&message)->AddVarint(1'000, 1);
+  };
+  ExpectAll(
+      {
+          {[&](auto& header) { add(header); },
+           "header.field number 1000 is unknown to this server"},
+          {[&](auto& header) { add(*header.mutable_spec()); },
+           "header.spec.field number 1000 is unknown to this server"},
+          {[&](auto& header) { add(*header.mutable_options()); },
+           "header.options.field number 1000 is unknown to this server"},
+          {[&](auto& header) {
+             for (int i = 0; i < 3; ++i) header.mutable_spec()->add_masks();
+             add(*header.mutable_spec()->mutable_masks(1));
+           },
+           "header.spec.masks[1].field number 1000 is unknown to this server"},
+      },
+      absl::StatusCode::kUnimplemented);
+  v1::AttendHeader header = ValidHeader();
+  add(*header.mutable_spec());
+  EXPECT_THAT(ValidateSpec(header.spec()).ToString(), HasSubstr("spec.field number 1000"));
+  add(*header.mutable_options());
+  EXPECT_THAT(ValidateOptions(header.options()).ToString(), HasSubstr("options.field number 1000"));
+}
+
+TEST(Validate, NamesWhatIsWrongBeforeWhatIsNotServed) {
+  v1::AttendHeader header = ValidHeader();
+  header.mutable_spec()->set_softcap(30);
+  header.mutable_options()->set_workers(-1);
+  header.set_session("mine");
+  EXPECT_THAT(ValidateHeader(header).ToString(), HasSubstr("options.workers is -1"));
+}
+
+TEST(Validate, RefusesAHeaderWithoutASpec) {
+  EXPECT_EQ(ValidateHeader(v1::AttendHeader()).code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace ringserve

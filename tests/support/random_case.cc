@@ -1,0 +1,85 @@
+#include "tests/support/random_case.h"
+
+#include "absl/strings/str_cat.h"
+#include "tests/support/random.h"
+
+namespace ringserve::test {
+namespace {
+
+v1::Mask RandomMask(Random& random, const v1::AttentionSpec& spec) {
+  v1::Mask mask;
+  mask.set_causal(random.Chance(0.85));
+  switch (random.Between(0, 4)) {
+    case 0:
+      mask.set_bottom_right(true);
+      break;
+    case 1:  // hides some rows' keys, shows others all
+      mask.set_q_offset(random.Between(-spec.q_len(), spec.kv_len()));
+      break;
+    case 2:  // about the ends, where all or nothing is seen
+      mask.set_q_offset(random.Pick({-spec.q_len(), spec.kv_len()}) + random.Between(-2, 2));
+      break;
+    default:
+      break;
+  }
+  return mask;
+}
+
+void SetDims(Random& random, int64_t most_rows, v1::AttentionSpec& spec) {
+  spec.set_batch(random.Pick({1, 1, 1, 2, 3}));
+  spec.set_kv_heads(random.Pick({1, 1, 2, 3}));
+  spec.set_q_heads(spec.kv_heads() * random.Pick({1, 1, 2, 4}));
+  const auto length = [&] {
+    return random.Chance(0.25) ? random.Between(1, 6) : random.BetweenByMagnitude(1, most_rows);
+  };
+  spec.set_q_len(length());
+  spec.set_kv_len(random.Chance(0.5) ? spec.q_len() : length());
+  const auto dim = [&] {
+    return random.Chance(0.4) ? random.Pick({1, 8, 16, 32, 64, 80, 128})
+                              : random.BetweenByMagnitude(1, 160);
+  };
+  spec.set_head_dim(dim());
+  if (random.Chance(0.4)) spec.set_value_dim(random.Chance(0.3) ? spec.head_dim() : dim());
+}
+
+void SetScale(Random& random, v1::AttentionSpec& spec) {
+  if (random.Chance(0.7)) return;
+  const double normal = spec.head_dim() > 64 ? 0.1 : 0.2;
+  spec.set_scale(random.Pick({0.0, -normal, normal, normal * random.Normal(), 1e-3, 1.0}));
+}
+
+}  // namespace
+
+std::string Case::ToString() const {
+  return absl::StrCat("seed ", seed, ": spec {", spec.ShortDebugString(), "} options {",
+                      options.ShortDebugString(), "} gain ", gain);
+}
+
+Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows) {
+  Random random(seed);
+  Case c;
+  c.seed = seed;
+  SetDims(random, most_rows, c.spec);
+  c.spec.set_dtype(
+      random.Pick({v1::DTYPE_F32, v1::DTYPE_F32, v1::DTYPE_F64, v1::DTYPE_BF16, v1::DTYPE_F16}));
+  c.spec.set_tensor_layout(
+      random.Pick({v1::TENSOR_LAYOUT_UNSPECIFIED, v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}));
+  SetScale(random, c.spec);
+  if (random.Chance(0.2)) {
+    for (int64_t b = 0; b < c.spec.batch(); ++b) *c.spec.add_masks() = RandomMask(random, c.spec);
+  } else if (random.Chance(0.8)) {
+    *c.spec.add_masks() = RandomMask(random, c.spec);
+  }
+  c.options.set_balancer(
+      random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO, v1::BALANCER_CONTIGUOUS,
+                   v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL, v1::BALANCER_HEAD_TAIL}));
+  c.options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
+                                    v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_TO_ALL,
+                                    v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_ALL_GATHER}));
+  c.options.set_workers(static_cast<int32_t>(random.Between(0, most_workers)));
+  c.options.set_return_lse(true);
+  c.gain = random.Pick({1.0, 1.0, 0.1, 4.0});
+  return c;
+}
+
+}  // namespace ringserve::test

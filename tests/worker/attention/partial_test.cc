@@ -1,0 +1,178 @@
+#include "worker/attention/partial.h"
+
+#include <cmath>
+#include <limits>
+
+#include <gtest/gtest.h>
+
+namespace ringserve::test {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+Partial Random(at::ScalarType out = at::kFloat, at::ScalarType lse = at::kFloat) {
+  return {at::randn({2, 3, 5, 7}, at::kDouble).to(out), at::randn({2, 3, 5}, at::kDouble).to(lse)};
+}
+
+Partial Empty(at::ScalarType type = at::kFloat) {
+  const Partial empty = {at::full({2, 3, 5, 7}, std::nan(""), type), at::empty({2, 3, 5}, type)};
+  Clear(empty);
+  return empty;
+}
+
+Partial Copy(const Partial& partial) { return {partial.out.clone(), partial.lse.clone()}; }
+
+double Distance(const at::Tensor& a, const at::Tensor& b) {
+  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
+
+// By the formula, in fp64, with no care for extremes.
+Partial Sum(const Partial& a, const Partial& b) {
+  const at::Tensor wa = a.lse.to(at::kDouble).exp(), wb = b.lse.to(at::kDouble).exp();
+  const at::Tensor both = wa + wb;
+  return {((wa / both).unsqueeze(-1) * a.out.to(at::kDouble)) +
+              ((wb / both).unsqueeze(-1) * b.out.to(at::kDouble)),
+          both.log()};
+}
+
+class Merging : public ::testing::Test {
+ protected:
+  void SetUp() override { at::manual_seed(1); }
+};
+
+TEST_F(Merging, FollowsTheFormulaForEveryType) {
+  const std::pair<at::ScalarType, at::ScalarType> types[] = {{at::kFloat, at::kFloat},
+                                                             {at::kBFloat16, at::kFloat},
+                                                             {at::kHalf, at::kFloat},
+                                                             {at::kDouble, at::kDouble}};
+  for (const auto& [type, accumulated] : types) {
+    const Partial into = Random(accumulated, accumulated), part = Random(type, accumulated);
+    const Partial expected = Sum(into, part);
+    Merge(into, part);
+    const double tolerance = accumulated == at::kDouble ? 1e-15 : 1e-6;
+    EXPECT_LT(Distance(into.out, expected.out), tolerance) << type;
+    EXPECT_LT(Distance(into.lse, expected.lse), tolerance) << type;
+  }
+}
+
+TEST_F(Merging, WithNothingChangesNothing) {
+  const Partial part = Random();
+  const Partial into = Copy(part);
+  Merge(into, Empty());
+  EXPECT_TRUE(into.out.equal(part.out));
+  EXPECT_TRUE(into.lse.equal(part.lse));
+}
+
+TEST_F(Merging, IntoNothingCopies) {
+  const Partial part = Random();
+  const Partial into = Empty();
+  Merge(into, part);
+  EXPECT_TRUE(into.out.equal(part.out));
+  EXPECT_TRUE(into.lse.equal(part.lse));
+}
+
+TEST_F(Merging, OfNothingIntoNothingStaysNothing) {
+  const Partial into = Empty();
+  Merge(into, Empty());
+  EXPECT_TRUE(into.lse.eq(-kInfinity).all().item<bool>());
+}
+
+TEST_F(Merging, GoesRowByRow) {
+  const Partial into = Random(), part = Random();
+  const Partial before = Copy(into);
+  into.lse.select(2, 1).fill_(-kInfinity);
+  part.lse.select(2, 3).fill_(-kInfinity);
+  Merge(into, part);
+  EXPECT_TRUE(into.out.select(2, 1).equal(part.out.select(2, 1)));
+  EXPECT_TRUE(into.out.select(2, 3).equal(before.out.select(2, 3)));
+  EXPECT_FALSE(into.out.select(2, 2).equal(before.out.select(2, 2)));
+}
+
+TEST_F(Merging, IsTheSameInAnyOrder) {
+  const Partial a = Random(), b = Random(), c = Random();
+  const Partial left = Copy(a), right = Copy(c);
+  Merge(left, b);
+  Merge(left, c);
+  Merge(right, b);
+  Merge(right, a);
+  EXPECT_LT(Distance(left.out, right.out), 1e-6);
+  EXPECT_LT(Distance(left.lse, right.lse), 1e-6);
+  const Partial inner = Copy(b), outer = Copy(a);
+  Merge(inner, c);
+  Merge(outer, inner);
+  EXPECT_LT(Distance(left.out, outer.out), 1e-6);
+  EXPECT_LT(Distance(left.lse, outer.lse), 1e-6);
+}
+
+TEST_F(Merging, SurvivesExtremeScores) {
+  const Partial into = Random(), part = Random();
+  const at::Tensor much = part.out.clone();
+  into.lse.fill_(-3e4);
+  part.lse.fill_(3e4);
+  Merge(into, part);
+  EXPECT_TRUE(into.out.equal(much));
+  EXPECT_TRUE(into.lse.eq(3e4).all().item<bool>());
+  const Partial small = Random();
+  small.lse.fill_(-3e4);
+  Merge(into, small);
+  EXPECT_TRUE(into.out.equal(much));
+}
+
+// What is not a number must not become one.
+TEST_F(Merging, PassesOnNaN) {
+  for (const bool in_part : {true, false}) {
+    const Partial into = Random(), part = Random();
+    (in_part ? part : into).lse.select(2, 2).fill_(std::nan(""));
+    Merge(into, part);
+    EXPECT_TRUE(into.lse.select(2, 2).isnan().all().item<bool>()) << in_part;
+    EXPECT_TRUE(into.out.select(2, 2).isnan().all().item<bool>()) << in_part;
+    EXPECT_FALSE(into.out.select(2, 1).isnan().any().item<bool>()) << in_part;
+  }
+}
+
+TEST_F(Merging, TakesAnyStrides) {
+  const Partial part = Random();
+  const Partial expected = Random();
+  const Partial token_major = {at::empty({2, 5, 3, 7}).transpose(1, 2).copy_(expected.out),
+                               at::empty({5, 2, 3}).permute({1, 2, 0}).copy_(expected.lse)};
+  Merge(token_major, {at::empty({3, 2, 5, 7}).transpose(0, 1).copy_(part.out),
+                      at::empty({3, 5, 2}).permute({2, 0, 1}).copy_(part.lse)});
+  Merge(expected, part);
+  EXPECT_TRUE(token_major.out.equal(expected.out));
+  EXPECT_TRUE(token_major.lse.equal(expected.lse));
+}
+
+TEST_F(Merging, IntoSomeRowsLeavesTheOthers) {
+  const Partial into = Random();
+  const Partial before = Copy(into);
+  Merge(into.Queries(1, 3), Random().Queries(0, 2));
+  for (const int64_t row : {0, 3, 4}) {
+    EXPECT_TRUE(into.out.select(2, row).equal(before.out.select(2, row)));
+    EXPECT_TRUE(into.lse.select(2, row).equal(before.lse.select(2, row)));
+  }
+  EXPECT_FALSE(into.out.select(2, 2).equal(before.out.select(2, 2)));
+}
+
+TEST_F(Merging, RefusesWhatDoesNotFit) {
+  EXPECT_THROW(Merge(Random(), Random().Queries(0, 2)), c10::Error);
+  EXPECT_THROW(Merge(Random(at::kFloat), Random(at::kDouble, at::kFloat)), c10::Error);
+  EXPECT_THROW(Merge(Random(at::kDouble, at::kDouble), Random(at::kBFloat16)), c10::Error);
+  EXPECT_THROW(Merge(Random(), Random(at::kFloat, at::kDouble)), c10::Error);
+  EXPECT_THROW(Merge(Random(), Random(at::kInt)), c10::Error);
+}
+
+TEST_F(Merging, EndsInTheAnswersTypeWithZerosWhereNothingWasSeen) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const Partial accumulated = Random();
+    accumulated.lse.select(2, 1).fill_(-kInfinity);
+    accumulated.out.select(2, 1).fill_(std::nan(""));
+    const at::Tensor expected = accumulated.out.to(type);
+    expected.select(2, 1).zero_();
+    const at::Tensor out = type == at::kFloat ? accumulated.out : at::empty({2, 3, 5, 7}, type);
+    Finalize(accumulated, out);
+    EXPECT_TRUE(out.equal(expected)) << type;
+  }
+}
+
+}  // namespace
+}  // namespace ringserve::test

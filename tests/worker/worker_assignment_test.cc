@@ -1,0 +1,175 @@
+#include "worker/assignment.h"
+
+#include <functional>
+#include <string>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "proto/tensor_shape.h"
+#include "server/plan/plan.h"
+
+namespace ringserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+v1::AttentionSpec CausalSpec() {
+  v1::AttentionSpec spec;
+  spec.set_batch(2);
+  spec.set_q_heads(4);
+  spec.set_kv_heads(2);
+  spec.set_q_len(21);
+  spec.set_kv_len(21);
+  spec.set_head_dim(8);
+  spec.set_value_dim(4);
+  spec.set_dtype(v1::DTYPE_BF16);
+  spec.add_masks()->set_causal(true);
+  return spec;
+}
+
+v1::Assignment ValidAssignment(int rank = 1,
+                               v1::RotateMethod rotate = v1::ROTATE_METHOD_ALL_TO_ALL) {
+  v1::AttentionOptions options;
+  options.set_workers(3);
+  options.set_rotate(rotate);
+  options.set_balancer(v1::BALANCER_HEAD_TAIL);
+  options.set_return_lse(true);
+  const absl::StatusOr<Plan> plan =
+      MakePlan(CausalSpec(), options, {.workers = 3}, DefaultMeasurements());
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  v1::Assignment assignment = AssignmentFor(*plan, rank);
+  assignment.set_job(7);
+  assignment.set_request_id("r7");
+  return assignment;
+}
+
+TEST(Assignment, OfThePlannerIsTakenForEveryRankAndMethod) {
+  for (const v1::RotateMethod rotate :
+       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+    for (int rank = 0; rank < 3; ++rank) {
+      const v1::Assignment assignment = ValidAssignment(rank, rotate);
+      const absl::StatusOr<RankAssignment> job = ParseAssignment(assignment);
+      ASSERT_TRUE(job.ok()) << job.status();
+      EXPECT_EQ(job->plan.job, 7u);
+      EXPECT_EQ(job->plan.rank, rank);
+      EXPECT_EQ(job->plan.steps.size(), static_cast<size_t>(assignment.steps_size()));
+      EXPECT_EQ(job->q_rows, std::vector<int64_t>{7});
+    }
+  }
+}
+
+TEST(Assignment, GivesTheBytesOfTheRanksOwnShards) {
+  const absl::StatusOr<RankAssignment> job = ParseAssignment(ValidAssignment());
+  ASSERT_TRUE(job.ok()) << job.status();
+  const uint64_t q_positions = 2 * 4 * 7, kv_positions = 2 * 2 * 7;
+  EXPECT_EQ(job->q_bytes, q_positions * 8 * 2);
+  EXPECT_EQ(job->k_bytes, kv_positions * 8 * 2);
+  EXPECT_EQ(job->v_bytes, kv_positions * 4 * 2);
+  EXPECT_EQ(job->out_bytes, q_positions * 4 * 2);
+  EXPECT_EQ(job->lse_bytes, q_positions * 4);
+  ChunkSequence input = job->ExpectedInput();
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_V, 0, job->v_bytes).ok());
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_K, 0, job->k_bytes).ok());
+  EXPECT_FALSE(input.complete());
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_Q, 0, job->q_bytes).ok());
+  EXPECT_TRUE(input.complete());
+}
+
+struct Fault {
+  const char* what;
+  std::function<void(v1::Assignment&)> plant;
+  const char* words;  // that the message must hold
+};
+
+TEST(Assignment, ThatContradictsItselfIsRefusedByName) {
+  const Fault faults[] = {
+      {"no job", [](auto& a) { a.set_job(0); }, "assignment.job is 0"},
+      {"no ranks", [](auto& a) { a.set_ranks(0); }, "assignment.ranks is 0"},
+      {"too many ranks", [](auto& a) { a.set_ranks(1025); }, "assignment.ranks is 1025"},
+      {"rank beyond ranks", [](auto& a) { a.set_rank(3); }, "assignment.rank is 3"},
+      {"negative rank", [](auto& a) { a.set_rank(-1); }, "assignment.rank is -1"},
+      {"spec", [](auto& a) { a.mutable_spec()->set_q_heads(3); }, "spec.q_heads is 3"},
+      {"q rows of nobody", [](auto& a) { a.clear_q_rows(); }, "q_rows has 0 entries"},
+      {"q rows for three batch rows", [](auto& a) { a.add_q_rows(1), a.add_q_rows(1); },
+       "q_rows has 3 entries"},
+      {"more q rows than queries", [](auto& a) { a.set_q_rows(0, 22); }, "q_rows is 22"},
+      {"negative q rows", [](auto& a) { a.set_q_rows(0, -1); }, "q_rows is -1"},
+      {"a shard too few", [](auto& a) { a.mutable_kv_shards()->RemoveLast(); },
+       "kv_shards has 2 entries"},
+      {"shards that lack a row", [](auto& a) { a.mutable_kv_shards(0)->set_rows(0, 6); },
+       "kv_shards hold 20 rows"},
+      {"peak below the shards", [](auto& a) { a.set_peak_bytes(100); }, "peak_bytes is 100"},
+  };
+  for (const Fault& fault : faults) {
+    v1::Assignment assignment = ValidAssignment();
+    fault.plant(assignment);
+    const absl::Status status = ParseAssignment(assignment).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << fault.what << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(fault.words)) << fault.what;
+  }
+}
+
+TEST(Assignment, WhoseStepsReachOutsideOfTheShardsIsRefusedByName) {
+  const auto step0 = [](v1::Assignment& a) { return a.mutable_steps(0); };
+  const auto tile0 = [=](v1::Assignment& a) { return step0(a)->mutable_tiles(0); };
+  const Fault faults[] = {
+      {"keys of a shard still to come", [&](auto& a) { tile0(a)->set_owner(0); },
+       "steps[0].tiles[0].owner is 0"},
+      {"keys of no rank", [&](auto& a) { tile0(a)->set_owner(3); }, "tiles[0].owner is 3"},
+      {"queries past the shard", [&](auto& a) { tile0(a)->set_q_end(8); }, "tiles[0].q is"},
+      {"queries before the shard", [&](auto& a) { tile0(a)->set_q_begin(-1); }, "tiles[0].q is"},
+      {"no queries", [&](auto& a) { tile0(a)->set_q_begin(tile0(a)->q_end()); }, "tiles[0].q is"},
+      {"keys past the shard", [&](auto& a) { tile0(a)->set_k_end(8); }, "tiles[0].k is"},
+      {"keys before the shard", [&](auto& a) { tile0(a)->set_k_begin(-5); }, "tiles[0].k is"},
+      {"a batch row that is not there", [&](auto& a) { tile0(a)->set_batch_row(2); },
+       "tiles[0].batch_row is 2"},
+      {"a send to itself", [&](auto& a) { step0(a)->mutable_sends(0)->set_peer(1); },
+       "sends.peer is 1"},
+      {"a send to nobody", [&](auto& a) { step0(a)->mutable_sends(0)->set_peer(3); },
+       "sends.peer is 3"},
+      {"a send of a shard that is not here",
+       [&](auto& a) { step0(a)->mutable_sends(0)->set_owner(2); }, "sends.owner is 2"},
+      {"two sends to one peer", [&](auto& a) { *step0(a)->add_sends() = step0(a)->sends(0); },
+       "names peer 2 twice"},
+      {"a receive of what is here", [&](auto& a) { step0(a)->mutable_recvs(0)->set_owner(1); },
+       "recvs.owner is 1"},
+      {"a receive from nobody", [&](auto& a) { step0(a)->mutable_recvs(0)->set_peer(-1); },
+       "recvs.peer is -1"},
+  };
+  ASSERT_TRUE(ParseAssignment(ValidAssignment()).ok());
+  for (const Fault& fault : faults) {
+    v1::Assignment assignment = ValidAssignment();
+    fault.plant(assignment);
+    const absl::Status status = ParseAssignment(assignment).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << fault.what << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(fault.words)) << fault.what;
+  }
+}
+
+TEST(Assignment, IsBoundToDifferentMembersOfTheEpoch) {
+  const absl::StatusOr<RankAssignment> job = ParseAssignment(ValidAssignment());
+  ASSERT_TRUE(job.ok());
+  const auto bind = [&](std::vector<int> members, int own_index) {
+    RankPlan plan = job->plan;
+    v1::Start start;
+    start.mutable_members()->Assign(members.begin(), members.end());
+    const absl::Status status = BindMembers(start, own_index, /*epoch_members=*/5, plan);
+    if (status.ok()) {
+      EXPECT_EQ(plan.members, members);
+    } else {
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_TRUE(plan.members.empty());
+    }
+    return status.ok();
+  };
+  EXPECT_TRUE(bind({4, 0, 2}, 0));
+  EXPECT_FALSE(bind({4, 0, 2}, 4)) << "rank 1 is somebody else";
+  EXPECT_FALSE(bind({4, 0}, 0)) << "a rank without a member";
+  EXPECT_FALSE(bind({4, 0, 4}, 0)) << "a member twice";
+  EXPECT_FALSE(bind({5, 0, 2}, 0)) << "no such member";
+  EXPECT_FALSE(bind({-1, 0, 2}, 0)) << "no such member";
+}
+
+}  // namespace
+}  // namespace ringserve

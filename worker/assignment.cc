@@ -1,0 +1,245 @@
+#include "worker/assignment.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/tensor_shape.h"
+#include "proto/validate.h"
+
+namespace ringserve {
+namespace {
+
+constexpr int kMaxRanks = 1024;
+
+template <typename... Args>
+absl::Status Wrong(const Args&... args) {
+  return absl::InvalidArgumentError(absl::StrCat("assignment.", args...));
+}
+
+int64_t RowsOf(const std::vector<int64_t>& rows, int64_t batch_row) {
+  return rows.size() == 1 ? rows[0] : rows[batch_row];
+}
+
+template <typename Repeated>
+absl::Status CheckRows(const Repeated& rows, int64_t batch, int64_t length,
+                       const std::string& field) {
+  if (rows.size() != 1 && rows.size() != batch) {
+    return Wrong(field, " has ", rows.size(), " entries: must be 1 or spec.batch (", batch, ")");
+  }
+  for (const int64_t count : rows) {
+    if (count < 0 || count > length) {
+      return Wrong(field, " is ", count, ": must be between 0 and ", length);
+    }
+  }
+  return absl::OkStatus();
+}
+
+uint64_t ShardBytes(v1::TensorId tensor, const v1::AttentionSpec& spec,
+                    const std::vector<int64_t>& rows) {
+  const TensorShape shape = ShapeOf(tensor, spec);
+  uint64_t total_rows = 0;
+  for (const int64_t count : rows) total_rows += count;
+  if (rows.size() == 1) total_rows *= shape.batch;
+  return total_rows * shape.planes_per_batch * shape.row_bytes;
+}
+
+absl::Status CheckShards(const v1::Assignment& assignment) {
+  const v1::AttentionSpec& spec = assignment.spec();
+  absl::Status status = CheckRows(assignment.q_rows(), spec.batch(), spec.q_len(), "q_rows");
+  if (!status.ok()) return status;
+  if (assignment.kv_shards_size() != assignment.ranks()) {
+    return Wrong("kv_shards has ", assignment.kv_shards_size(), " entries: must be ranks (",
+                 assignment.ranks(), ")");
+  }
+  for (int rank = 0; rank < assignment.ranks(); ++rank) {
+    status = CheckRows(assignment.kv_shards(rank).rows(), spec.batch(), spec.kv_len(),
+                       absl::StrCat("kv_shards[", rank, "].rows"));
+    if (!status.ok()) return status;
+  }
+  int64_t distinct_rows = 1;
+  for (const v1::KvShard& shard : assignment.kv_shards()) {
+    if (shard.rows_size() > 1) distinct_rows = spec.batch();
+  }
+  for (int64_t b = 0; b < distinct_rows; ++b) {
+    int64_t rows = 0;
+    for (const v1::KvShard& shard : assignment.kv_shards()) {
+      rows += shard.rows(shard.rows_size() == 1 ? 0 : static_cast<int>(b));
+    }
+    if (rows != spec.kv_len()) {
+      return Wrong("kv_shards hold ", rows, " rows of batch row ", b, ": must be spec.kv_len (",
+                   spec.kv_len(), ")");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTile(const v1::Tile& tile, const RankAssignment& job, const std::string& field) {
+  const std::vector<int64_t>& kv_rows = job.plan.kv_rows[tile.owner()];
+  const int64_t batch = job.spec.batch();
+  if (tile.batch_row() < -1 || tile.batch_row() >= batch) {
+    return Wrong(field, ".batch_row is ", tile.batch_row(), ": must be -1 or below ", batch);
+  }
+  if (tile.batch_row() == -1 && batch > 1 && (job.q_rows.size() != 1 || kv_rows.size() != 1)) {
+    return Wrong(field, ".batch_row is -1: but the batch rows do not share a layout");
+  }
+  const int64_t row = std::max(0, tile.batch_row());
+  const int64_t q_rows = RowsOf(job.q_rows, row), k_rows = RowsOf(kv_rows, row);
+  if (tile.q_begin() < 0 || tile.q_begin() >= tile.q_end() || tile.q_end() > q_rows) {
+    return Wrong(field, ".q is [", tile.q_begin(), ", ", tile.q_end(), "): must lie in [0, ",
+                 q_rows, ")");
+  }
+  if (tile.k_begin() < 0 || tile.k_begin() >= tile.k_end() || tile.k_end() > k_rows) {
+    return Wrong(field, ".k is [", tile.k_begin(), ", ", tile.k_end(), "): must lie in [0, ",
+                 k_rows, ")");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTransfer(const v1::Transfer& transfer, const v1::Assignment& assignment,
+                           const std::string& field) {
+  if (transfer.peer() < 0 || transfer.peer() >= assignment.ranks() ||
+      transfer.peer() == assignment.rank()) {
+    return Wrong(field, ".peer is ", transfer.peer(), ": must be another rank below ",
+                 assignment.ranks());
+  }
+  if (transfer.owner() < 0 || transfer.owner() >= assignment.ranks()) {
+    return Wrong(field, ".owner is ", transfer.owner(), ": must be below ", assignment.ranks());
+  }
+  return absl::OkStatus();
+}
+
+Tile FromProto(const v1::Tile& tile) {
+  Tile out{.owner = tile.owner(),
+           .q_begin = tile.q_begin(),
+           .q_end = tile.q_end(),
+           .k_begin = tile.k_begin(),
+           .k_end = tile.k_end(),
+           .batch_row = tile.batch_row()};
+  if (tile.has_lo()) out.lo = tile.lo();
+  if (tile.has_hi()) out.hi = tile.hi();
+  return out;
+}
+
+// Checks step `index` against the shards held before it, and appends it to the job's plan.
+absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>& held,
+                     RankAssignment& job) {
+  const v1::Step& step = assignment.steps(index);
+  Step out;
+  std::set<int> receivers, senders, received;
+  for (const v1::Transfer& transfer : step.sends()) {
+    const std::string field = absl::StrCat("steps[", index, "].sends");
+    absl::Status status = CheckTransfer(transfer, assignment, field);
+    if (!status.ok()) return status;
+    if (!held.contains(transfer.owner())) {
+      return Wrong(field, ".owner is ", transfer.owner(), ": its shard is not here yet");
+    }
+    if (!receivers.insert(transfer.peer()).second) {
+      return Wrong(field, " names peer ", transfer.peer(), " twice");
+    }
+    out.sends.push_back({.peer = transfer.peer(), .owner = transfer.owner()});
+  }
+  for (const v1::Transfer& transfer : step.recvs()) {
+    const std::string field = absl::StrCat("steps[", index, "].recvs");
+    absl::Status status = CheckTransfer(transfer, assignment, field);
+    if (!status.ok()) return status;
+    if (held.contains(transfer.owner()) || !received.insert(transfer.owner()).second) {
+      return Wrong(field, ".owner is ", transfer.owner(), ": its shard is here already");
+    }
+    if (!senders.insert(transfer.peer()).second) {
+      return Wrong(field, " names peer ", transfer.peer(), " twice");
+    }
+    out.recvs.push_back({.peer = transfer.peer(), .owner = transfer.owner()});
+  }
+  for (int i = 0; i < step.tiles_size(); ++i) {
+    const v1::Tile& tile = step.tiles(i);
+    const std::string field = absl::StrCat("steps[", index, "].tiles[", i, "]");
+    if (!held.contains(tile.owner())) {
+      return Wrong(field, ".owner is ", tile.owner(), ": its shard is not here yet");
+    }
+    absl::Status status = CheckTile(tile, job, field);
+    if (!status.ok()) return status;
+    out.tiles.push_back(FromProto(tile));
+  }
+  held.merge(received);
+  job.plan.steps.push_back(std::move(out));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+ChunkSequence RankAssignment::ExpectedInput() const {
+  ChunkSequence input;
+  if (q_bytes > 0) input.Expect(v1::TENSOR_ID_Q, q_bytes);
+  if (k_bytes > 0) input.Expect(v1::TENSOR_ID_K, k_bytes);
+  if (v_bytes > 0) input.Expect(v1::TENSOR_ID_V, v_bytes);
+  return input;
+}
+
+absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment) {
+  if (assignment.job() == 0) return Wrong("job is 0: must name a job");
+  if (assignment.ranks() < 1 || assignment.ranks() > kMaxRanks) {
+    return Wrong("ranks is ", assignment.ranks(), ": must be between 1 and ", kMaxRanks);
+  }
+  if (assignment.rank() < 0 || assignment.rank() >= assignment.ranks()) {
+    return Wrong("rank is ", assignment.rank(), ": must be below ranks (", assignment.ranks(), ")");
+  }
+  absl::Status status = ValidateSpec(assignment.spec());
+  if (!status.ok()) return Wrong(status.message());
+  status = CheckShards(assignment);
+  if (!status.ok()) return status;
+
+  RankAssignment job;
+  job.request_id = assignment.request_id();
+  job.spec = assignment.spec();
+  job.return_lse = assignment.return_lse();
+  job.q_rows.assign(assignment.q_rows().begin(), assignment.q_rows().end());
+  job.peak_bytes = assignment.peak_bytes();
+  job.plan.job = assignment.job();
+  job.plan.rank = assignment.rank();
+  for (const v1::KvShard& shard : assignment.kv_shards()) {
+    job.plan.kv_rows.emplace_back(shard.rows().begin(), shard.rows().end());
+  }
+  std::set<int> held = {assignment.rank()};
+  for (int i = 0; i < assignment.steps_size(); ++i) {
+    status = AddStep(assignment, i, held, job);
+    if (!status.ok()) return status;
+  }
+
+  const std::vector<int64_t>& kv_rows = job.plan.kv_rows[job.plan.rank];
+  job.q_bytes = ShardBytes(v1::TENSOR_ID_Q, job.spec, job.q_rows);
+  job.k_bytes = ShardBytes(v1::TENSOR_ID_K, job.spec, kv_rows);
+  job.v_bytes = ShardBytes(v1::TENSOR_ID_V, job.spec, kv_rows);
+  job.out_bytes = ShardBytes(v1::TENSOR_ID_OUT, job.spec, job.q_rows);
+  job.lse_bytes = ShardBytes(v1::TENSOR_ID_LSE, job.spec, job.q_rows);
+  const uint64_t shards = job.q_bytes + job.k_bytes + job.v_bytes + job.out_bytes + job.lse_bytes;
+  if (shards > job.peak_bytes) {
+    return Wrong("peak_bytes is ", job.peak_bytes, ": the shards alone take ", shards);
+  }
+  return job;
+}
+
+absl::Status BindMembers(const v1::Start& start, int own_index, int epoch_members, RankPlan& plan) {
+  const size_t ranks = plan.kv_rows.size();
+  if (static_cast<size_t>(start.members_size()) != ranks) {
+    return absl::InvalidArgumentError(absl::StrCat("start.members has ", start.members_size(),
+                                                   " entries: must be ranks (", ranks, ")"));
+  }
+  std::set<int> seen;
+  for (const int member : start.members()) {
+    if (member < 0 || member >= epoch_members || !seen.insert(member).second) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "start.members names ", member, ": must be different indices below ", epoch_members));
+    }
+  }
+  if (start.members(plan.rank) != own_index) {
+    return absl::InvalidArgumentError(absl::StrCat("start.members binds rank ", plan.rank, " to ",
+                                                   start.members(plan.rank), ": this worker is ",
+                                                   own_index));
+  }
+  plan.members.assign(start.members().begin(), start.members().end());
+  return absl::OkStatus();
+}
+
+}  // namespace ringserve

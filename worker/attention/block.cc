@@ -1,0 +1,157 @@
+#include "worker/attention/block.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include <ATen/OpMathType.h>
+
+namespace ringserve {
+namespace {
+
+int64_t Queries(const Tile& tile) { return tile.q_end - tile.q_begin; }
+int64_t Keys(const Tile& tile) { return tile.k_end - tile.k_begin; }
+
+// The keys that row `q` of the tile sees, both counted from its corner.
+std::pair<int64_t, int64_t> KeysSeen(const Tile& tile, int64_t q) {
+  return {tile.lo ? std::max<int64_t>(0, q + *tile.lo) : 0,
+          tile.hi ? std::min(Keys(tile), q + *tile.hi + 1) : Keys(tile)};
+}
+
+// The pairs of `tile` in these rows; its diagonals count from the new corner.
+Tile Cut(const Tile& tile, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end) {
+  Tile cut = tile;
+  cut.q_begin = std::max(tile.q_begin, q_begin);
+  cut.q_end = std::min(tile.q_end, q_end);
+  cut.k_begin = std::max(tile.k_begin, k_begin);
+  cut.k_end = std::min(tile.k_end, k_end);
+  const int64_t shift = (cut.q_begin - tile.q_begin) - (cut.k_begin - tile.k_begin);
+  if (cut.lo) *cut.lo += shift;
+  if (cut.hi) *cut.hi += shift;
+  return cut;
+}
+
+// Shrinks to the rows and keys that are in a visible pair, and drops a diagonal that hides nothing.
+// Then every row sees a key: the kernel reports lse 0 instead of -inf for one that does not.
+Tile BoundingBox(Tile tile) {
+  const int64_t queries = Queries(tile), keys = Keys(tile);
+  const int64_t lo = std::clamp(tile.lo.value_or(-queries), -queries, keys);
+  const int64_t hi = std::clamp(tile.hi.value_or(keys), -queries, keys);
+  if (tile.lo) tile.lo = lo;
+  if (tile.hi) tile.hi = hi;
+  const int64_t q_begin = std::max<int64_t>(0, -hi), q_end = std::min(queries, keys - lo);
+  const int64_t k_begin = std::max<int64_t>(0, q_begin + lo), k_end = std::min(keys, q_end + hi);
+  Tile box = Cut(tile, tile.q_begin + q_begin, tile.q_begin + q_end, tile.k_begin + k_begin,
+                 tile.k_begin + k_end);
+  if (lo > hi || Queries(box) <= 0 || Keys(box) <= 0) return {};
+  if (box.lo && *box.lo <= 1 - Queries(box)) box.lo.reset();
+  if (box.hi && *box.hi >= Keys(box) - 1) box.hi.reset();
+  return box;
+}
+
+template <typename T>
+void FillMask(const Tile& tile, T* mask) {
+  const int64_t keys = Keys(tile);
+  std::fill_n(mask, Queries(tile) * keys, -std::numeric_limits<T>::infinity());
+  for (int64_t q = 0; q < Queries(tile); ++q, mask += keys) {
+    const auto [begin, end] = KeysSeen(tile, q);
+    std::fill(mask + begin, mask + end, T{0});
+  }
+}
+
+// 0 where a pair is visible, -inf where it is not. Every row of `tile` sees a key.
+at::Tensor DenseMask(const Tile& tile, at::ScalarType type) {
+  at::Tensor mask = at::empty({Queries(tile), Keys(tile)}, type);
+  type == at::kDouble ? FillMask(tile, mask.mutable_data_ptr<double>())
+                      : FillMask(tile, mask.mutable_data_ptr<float>());
+  return mask;
+}
+
+at::Tensor PadLastDim(const at::Tensor& tensor, int64_t dim) {
+  const int64_t missing = dim - tensor.size(-1);
+  return missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, missing}, 0);
+}
+
+struct Kernel {
+  const Partial& into;
+  const at::Tensor &q, &k, &v;
+  double scale;
+
+  void Run(const Tile& tile, bool causal, const std::optional<at::Tensor>& mask) const {
+    // The kernel takes one head dim for all. Zeros add nothing to a score; columns of zero values
+    // are cut off.
+    const int64_t dim = std::max(q.size(3), v.size(3));
+    const auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
+        PadLastDim(q.narrow(2, tile.q_begin, Queries(tile)), dim),
+        PadLastDim(k.narrow(2, tile.k_begin, Keys(tile)), dim),
+        PadLastDim(v.narrow(2, tile.k_begin, Keys(tile)), dim), /*dropout_p=*/0.0, causal, mask,
+        scale);
+    HideRowsWithoutWeight(tile, out, lse);
+    Merge(into.Queries(tile.q_begin, tile.q_end), {out.narrow(3, 0, v.size(3)), lse});
+  }
+
+  // To the kernel a row whose scores are all -inf (an infinite key, or one that overflows) is a row
+  // that is hidden altogether: it says out 0 and lse 0, which would weigh as much as one score of
+  // 0.
+  void HideRowsWithoutWeight(const Tile& tile, const at::Tensor& out, const at::Tensor& lse) const {
+    const at::Tensor doubtful = lse.eq(0);
+    if (!doubtful.any().item<bool>()) return;
+    const at::Tensor rows = doubtful.nonzero();
+    const auto at = rows.accessor<int64_t, 2>();
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      const int64_t b = at[i][0], h = at[i][1], row = at[i][2];
+      if (out[b][h][row].any().item<bool>() || HasWeight(tile, b, h, row)) continue;
+      lse[b][h][row].fill_(-std::numeric_limits<double>::infinity());
+    }
+  }
+
+  bool HasWeight(const Tile& tile, int64_t b, int64_t h, int64_t row) const {
+    constexpr int64_t kKeysAtOnce = 1024;
+    const at::ScalarType type = at::toOpMathType(q.scalar_type());
+    const at::Tensor query = q[b][h][tile.q_begin + row].to(type);
+    const at::Tensor keys = k[b][h / (q.size(1) / k.size(1))];
+    const auto [begin, end] = KeysSeen(tile, row);
+    for (int64_t key = begin; key < end; key += kKeysAtOnce) {
+      const at::Tensor some =
+          keys.narrow(0, tile.k_begin + key, std::min(kKeysAtOnce, end - key)).to(type);
+      if (!at::mv(some, query).mul(scale).isneginf().all().item<bool>()) return true;
+    }
+    return false;
+  }
+
+  void Add(const Tile& tile) const {
+    const Tile box = BoundingBox(tile);
+    if (Queries(box) == 0) return;
+    if (!box.lo && !box.hi) return Run(box, /*causal=*/false, std::nullopt);
+    // The kernel's own diagonal starts in the corner and wants at least as many queries as keys.
+    if (!box.lo && *box.hi == 0 && Queries(box) >= Keys(box)) {
+      return Run(box, /*causal=*/true, std::nullopt);
+    }
+    if (!box.lo && *box.hi > 0) return SplitKeys(box, box.k_begin + *box.hi);
+    if (Queries(box) > kMostMaskedQueries) {
+      const int64_t middle = box.q_begin + Queries(box) / 2;
+      Add(Cut(box, box.q_begin, middle, box.k_begin, box.k_end));
+      Add(Cut(box, middle, box.q_end, box.k_begin, box.k_end));
+      return;
+    }
+    if (Keys(box) > kMostMaskedKeys) return SplitKeys(box, box.k_begin + Keys(box) / 2);
+    const at::ScalarType type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    Run(box, /*causal=*/false, DenseMask(box, type));
+  }
+
+  void SplitKeys(const Tile& tile, int64_t at) const {
+    Add(Cut(tile, tile.q_begin, tile.q_end, tile.k_begin, at));
+    Add(Cut(tile, tile.q_begin, tile.q_end, at, tile.k_end));
+  }
+};
+
+}  // namespace
+
+void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                const Tile& tile, double scale) {
+  TORCH_CHECK(scale > 0, "scale is ", scale);
+  Kernel{into, q, k, v, scale}.Add(tile);
+}
+
+}  // namespace ringserve

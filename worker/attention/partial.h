@@ -1,0 +1,34 @@
+// Partials: (out, lse) over some of the keys, and how two of them become one.
+#pragma once
+
+#include <cstdint>
+
+#include <ATen/ATen.h>
+
+namespace ringserve {
+
+// For a block of queries: `out` is the softmax-weighted mean of the values seen so far, `lse` the
+// natural log of the sum of exp of their scores. Views, any strides; the last dim of `out` is
+// contiguous. Where lse is -inf nothing was seen, and `out` holds anything: it is never read there.
+struct Partial {
+  at::Tensor out;  // [B, Hq, Sq, Dv]
+  at::Tensor lse;  // [B, Hq, Sq]
+
+  // The same memory, fewer rows.
+  Partial Queries(int64_t begin, int64_t end) const;
+};
+
+// Nothing seen yet, in any row: lse -inf. Does not touch `out`.
+void Clear(const Partial& partial);
+
+// `into`, both tensors fp32 (fp64), takes `part` of the same shape in:
+//   m = max(l1, l2); lse = m + log(e^(l1-m) + e^(l2-m)); out = sum of out_i e^(l_i - lse)
+// `part`: out in any of the four types, lse fp32 (fp64 where `into` is). Both must be of the same
+// type family: fp64 into fp64 only. Rows that `part` did not see stay as they were.
+void Merge(const Partial& into, const Partial& part);
+
+// What the ring carried becomes the answer: out in the type of `out`, 0 for rows that saw nothing.
+// `out` may be the very memory of accumulated.out.
+void Finalize(const Partial& accumulated, const at::Tensor& out);
+
+}  // namespace ringserve

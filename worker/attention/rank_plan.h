@@ -1,0 +1,42 @@
+// One rank's part of a plan, as the ring loop reads it: a mirror of v1.Assignment without protobuf.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace ringserve {
+
+// Local query rows x local key rows of the shard of rank `owner`; visible iff
+// lo <= (k - k_begin) - (q - q_begin) <= hi. No pair is in two tiles of a job.
+struct Tile {
+  int owner = 0;
+  int64_t q_begin = 0, q_end = 0;
+  int64_t k_begin = 0, k_end = 0;
+  std::optional<int64_t> lo, hi;
+  int batch_row = -1;  // -1: every batch row
+};
+
+// The K and V shard of `owner` goes to, or comes from, rank `peer`.
+struct Transfer {
+  int peer = 0;
+  int owner = 0;
+};
+
+// Post all transfers, compute the tiles meanwhile, then wait for the transfers.
+struct Step {
+  std::vector<Transfer> sends;
+  std::vector<Transfer> recvs;
+  std::vector<Tile> tiles;
+};
+
+struct RankPlan {
+  uint64_t job = 0;
+  int rank = 0;
+  std::vector<int> members;  // by rank: index in the epoch
+  std::vector<std::vector<int64_t>>
+      kv_rows;  // by rank: rows per batch row (one entry: all the same)
+  std::vector<Step> steps;
+};
+
+}  // namespace ringserve

@@ -1,0 +1,71 @@
+// The ring loop: carries K and V shards past this rank's queries and accumulates exact attention.
+// Source of the algorithm: Liu et al., "Ring Attention with Blockwise Transformers" (2023); the
+// merge of partials is the online softmax of Milakov & Gimelshein (2018).
+//
+// LibTorch only. Runs on the engine thread. LibTorch's exceptions end here.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include <ATen/ATen.h>
+
+#include "absl/status/status.h"
+#include "worker/attention/kv_shards.h"
+#include "worker/attention/rank_plan.h"
+#include "worker/comm/communicator.h"
+
+namespace ringserve {
+
+// This rank's tensors. Where all batch rows share a layout there is one entry with the whole batch;
+// else one entry per batch row, each with batch 1. All views are [B, H, S, D] with a contiguous
+// last dim, whatever the memory order (a [B, S, H, D] shard comes as a transposed view). Outputs
+// are allocated by the caller.
+struct RankTensors {
+  std::vector<at::Tensor> q;  // changed in place where the scale is not positive
+  at::Tensor kv;  // 1-D bytes: this rank's K shard, then its V shard, dense in wire order
+  std::vector<at::Tensor> out;  // dtype of q; [B, Hq, Sq, Dv]
+  std::vector<at::Tensor> lse;  // fp32 (f64: fp64), contiguous [B, Hq, Sq]
+};
+
+struct RingOptions {
+  double scale = 1;
+  // How long the ring may wait for one step's exchange, beyond the time that it has run so far: a
+  // neighbour that computes as long again as this rank did is no fault.
+  std::chrono::milliseconds exchange_deadline{30'000};
+  // Called at the beginning of each step, cancelled or not, before its transfers are posted.
+  std::function<void(int step)> on_step;  // may be empty
+};
+
+// Shared with other threads while the loop runs.
+struct RingProgress {
+  std::atomic<bool> cancelled{false};   // in: skip the arithmetic, perform every exchange
+  std::atomic<uint64_t> tiles_done{0};  // out
+  std::atomic<bool> computing{false};   // out
+};
+
+struct RingStatistics {
+  double compute_seconds = 0;
+  double exchange_wait_seconds = 0;
+  uint64_t bytes_sent = 0;      // as the communicator counted them
+  uint64_t bytes_received = 0;  // likewise
+  uint64_t tiles = 0;
+};
+
+// Bytes that RunRing allocates beside its arguments (accumulators, receive buffers, padding): never
+// more than what the planner reserved for the rank. (The kernel's scratch, at most 3 MiB for each
+// of LibTorch's threads, is the worker's own: it runs one kernel at a time.)
+//
+// Performs every exchange of the plan even when cancelled or when a tile failed. Returns:
+// ABORTED   cancelled; every exchange was done
+// INTERNAL  LibTorch threw; every exchange was done. (Where it had no memory to receive a shard,
+// the
+//           communicator was ended instead.)
+// otherwise the communicator's error, which ended it: buffers are no longer touched
+absl::Status RunRing(const RankPlan& plan, const KvFormat& format, const RankTensors& tensors,
+                     const RingOptions& options, Communicator& communicator, RingProgress& progress,
+                     RingStatistics& statistics);
+
+}  // namespace ringserve

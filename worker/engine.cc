@@ -1,0 +1,147 @@
+#include "worker/engine.h"
+
+#include <malloc.h>
+
+#include <utility>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <spdlog/spdlog.h>
+#include <torch/headeronly/version.h>
+
+#include "proto/tensor_shape.h"
+#include "worker/attention/ring.h"
+#include "worker/rank_tensors.h"
+
+namespace ringserve {
+
+struct Engine::Turn {
+  std::shared_ptr<RankJob> job;
+  std::shared_ptr<Communicator> communicator;
+  Done done;
+  RingProgress progress;
+};
+
+namespace {
+
+constexpr absl::Duration kIdleBeforeTrim = absl::Seconds(1);
+
+v1::RankStatistics ToProto(const RingStatistics& statistics, double total_seconds) {
+  v1::RankStatistics out;
+  out.set_compute_seconds(statistics.compute_seconds);
+  out.set_exchange_wait_seconds(statistics.exchange_wait_seconds);
+  out.set_total_seconds(total_seconds);
+  out.set_bytes_sent(statistics.bytes_sent);
+  out.set_bytes_received(statistics.bytes_received);
+  out.set_tiles(statistics.tiles);
+  return out;
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options) : options_(options), thread_([this] { Loop(); }) {}
+
+Engine::~Engine() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+void Engine::Run(std::shared_ptr<RankJob> job, std::shared_ptr<Communicator> communicator,
+                 Done done) {
+  auto turn = std::make_shared<Turn>();
+  turn->job = std::move(job);
+  turn->communicator = std::move(communicator);
+  turn->done = std::move(done);
+  absl::MutexLock lock(&mu_);
+  waiting_.push_back(std::move(turn));
+}
+
+void Engine::Cancel(const RankJob& job) {
+  absl::MutexLock lock(&mu_);
+  if (running_ != nullptr && running_->job.get() == &job) running_->progress.cancelled = true;
+  for (const std::shared_ptr<Turn>& turn : waiting_) {
+    if (turn->job.get() == &job) turn->progress.cancelled = true;
+  }
+}
+
+v1::Heartbeat Engine::Progress() const {
+  std::shared_ptr<Turn> turn;
+  {
+    absl::MutexLock lock(&mu_);
+    turn = running_;
+  }
+  v1::Heartbeat heartbeat;
+  if (turn == nullptr) return heartbeat;
+  uint64_t progress = turn->progress.tiles_done;
+  for (const PeerCounters& peer : turn->communicator->counters()) {
+    progress += peer.bytes_sent + peer.bytes_received;
+  }
+  heartbeat.set_job(turn->job->assignment.plan.job);
+  heartbeat.set_progress(progress);
+  heartbeat.set_computing(turn->progress.computing);
+  return heartbeat;
+}
+
+void Engine::Loop() {
+  at::set_num_threads(options_.threads);
+  c10::InferenceMode inference;
+  while (const std::shared_ptr<Turn> turn = NextTurn()) Perform(*turn);
+}
+
+std::shared_ptr<Engine::Turn> Engine::NextTurn() {
+  const auto something_to_do = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return stopping_ || !waiting_.empty();
+  };
+  absl::MutexLock lock(&mu_);
+  if (!mu_.AwaitWithTimeout(absl::Condition(&something_to_do), kIdleBeforeTrim)) {
+    mu_.Unlock();
+    malloc_trim(0);  // an idle worker holds no finished job's memory
+    mu_.Lock();
+    mu_.Await(absl::Condition(&something_to_do));
+  }
+  if (waiting_.empty()) return nullptr;
+  running_ = std::move(waiting_.front());
+  waiting_.pop_front();
+  return running_;
+}
+
+void Engine::Perform(Turn& turn) {
+  const auto begin = std::chrono::steady_clock::now();
+  RunResult result;
+  RingStatistics statistics;
+  const RankAssignment& assignment = turn.job->assignment;
+  const RingOptions options = {.scale = Scale(assignment.spec),
+                               .exchange_deadline = options_.exchange_deadline,
+                               .on_step = [&](int step) {
+                                 spdlog::debug("step={}/{} job={} request={} rank={}", step,
+                                               assignment.plan.steps.size(), assignment.plan.job,
+                                               assignment.request_id, assignment.plan.rank);
+                               }};
+  try {
+    const RankTensors tensors = MakeTensors(turn.job);
+    result.status = RunRing(assignment.plan, MakeFormat(assignment.spec), tensors, options,
+                            *turn.communicator, turn.progress, statistics);
+  } catch (const std::exception& error) {
+    // The exchanges of this job may be half done: nobody can use this communicator any more.
+    result.status = absl::InternalError(error.what());
+    turn.communicator->Abort(result.status);
+  }
+  if (!result.status.ok()) {
+    result.communicator_ended = !turn.communicator->Finish(std::chrono::steady_clock::now()).ok();
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  result.statistics = ToProto(statistics, seconds.count());
+  {
+    absl::MutexLock lock(&mu_);
+    running_ = nullptr;
+  }
+  turn.done(result);
+}
+
+const char* LibTorchVersion() { return TORCH_VERSION; }
+
+}  // namespace ringserve

@@ -1,0 +1,106 @@
+// Keeps this worker a member of the coordinator's group: joins, sends heartbeats, obeys epochs and
+// fences, joins anew when the membership has ended. Decides nothing about jobs: when a membership
+// ends, everything that it brought ends with it.
+//
+// One thread of its own does all of it, apart from the engine's: a long tile is no silence.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <variant>
+
+#include <grpcpp/security/credentials.h>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "ringserve/v1/cluster.pb.h"
+#include "worker/join_stream.h"
+#include "worker/seats.h"
+
+namespace ringserve {
+
+struct JoinOptions {
+  std::string coordinator;  // HOST:PORT or unix:PATH
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
+  v1::Hello hello;
+  std::chrono::milliseconds drain{30'000};  // how long a leaving worker waits for its jobs
+  std::chrono::milliseconds welcome_deadline{5'000};
+  std::chrono::milliseconds slowest_retry{2'000};
+};
+
+class JoinClient {
+ public:
+  // All are called on the client's thread, but for `progress` see Engine::Progress.
+  struct Hooks {
+    std::function<v1::Heartbeat()> progress;
+    std::function<void(bool joined)> on_joined;
+    // The membership, or one epoch of it, has ended: so do its jobs.
+    std::function<void(const absl::Status& why)> drop_all;
+    std::function<void(const std::string& epoch, const absl::Status& why)> drop_epoch;
+  };
+
+  // Everything named outlives the client. Begins to join at once.
+  JoinClient(JoinOptions options, Seats& seats, Hooks hooks);
+
+  ~JoinClient() { Stop(); }
+
+  // Ends the membership at once, if it has not ended yet. Not two threads at a time.
+  void Stop();
+
+  // This epoch's communicator has failed. Any thread, never blocks.
+  void EpochBroken(const std::string& epoch, const absl::Status& why);
+
+  // Asks to go in good order: unfinished jobs may end, for at most options.drain. Any thread.
+  void Leave();
+
+  // True as soon as the worker has left; false when `timeout` passed first.
+  bool WaitUntilLeft(std::chrono::milliseconds timeout);
+
+  // Once it has left: OK if nothing was unfinished, else what became of it.
+  absl::Status farewell() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Broken {
+    std::string epoch;
+    absl::Status why;
+  };
+  struct Ended {
+    absl::Status status;
+  };
+  struct Leaving {};
+  struct Stopping {};
+  using Event = std::variant<v1::CoordinatorMessage, Broken, Ended, Leaving, Stopping>;
+  struct Stay;  // one membership, from the dial to its end
+
+  void Loop();
+  absl::Status StayJoined();
+  void Obey(const v1::CoordinatorMessage& message, Stay& stay);
+  void Break(const Broken& broken, Stay& stay);
+  void Tick(Stay& stay);
+  void Give(Event event);
+  std::optional<Event> Next(Clock::time_point until);
+  bool Going() const { return leaving_ || stopping_; }
+
+  const JoinOptions options_;
+  Seats& seats_;
+  const Hooks hooks_;
+
+  // The client's thread's own.
+  bool leaving_ = false;
+  bool stopping_ = false;
+
+  mutable absl::Mutex mu_;
+  std::deque<Event> events_ ABSL_GUARDED_BY(mu_);
+  bool left_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status farewell_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+}  // namespace ringserve

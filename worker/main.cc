@@ -1,0 +1,136 @@
+// ringserve-worker: options, which exchange, and how the process ends.
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <climits>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <grpc/grpc.h>
+#include <spdlog/spdlog.h>
+#include <CLI/CLI.hpp>
+
+#include "absl/status/status.h"
+#include "proto/process.h"
+#include "proto/transport.h"
+#include "worker/comm/ring_service.h"
+#include "worker/options.h"
+#include "worker/worker.h"
+
+namespace ringserve {
+namespace {
+
+constexpr char kFooter[] =
+    "Exit codes: 0 left in good order after SIGTERM or SIGINT; 1 cannot listen, or another fault "
+    "of\n"
+    "this machine; 2 command line or a file it names is wrong; 3 left, but jobs were unfinished\n"
+    "(--drain-s); 128 + the signal's number at a second signal, which ends it at once.";
+
+enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitUnfinished = 3 };
+
+// Beyond --drain-s: for the tile in work and for the calls, which have been told to end.
+constexpr std::chrono::seconds kLastGrace{10};
+
+// LibTorch's threads must not spin while they wait: the workers of one machine would take each
+// other's cores. Its OpenMP reads the environment once, when it is loaded, which is before main: so
+// where nothing is said, this program says it and starts itself anew, in the same process.
+void LetIdleThreadsSleep(char** argv) {
+  const char* policy = std::getenv("OMP_WAIT_POLICY");
+  if (policy != nullptr && *policy != '\0') return;
+  setenv("OMP_WAIT_POLICY", "PASSIVE", 1);
+  char path[PATH_MAX] = "";  // by its own name, which is what `ps` shows
+  if (readlink("/proc/self/exe", path, sizeof(path) - 1) > 0) execv(path, argv);
+  std::perror("ringserve-worker: cannot start anew with OMP_WAIT_POLICY=PASSIVE");
+}
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "ringserve-worker: %s\n", std::string(status.message()).c_str());
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kUnimplemented:
+      return kExitUsage;
+    default:
+      return kExitFailure;
+  }
+}
+
+// Every thread that starts later inherits this: the signals wait for whoever asks. One thread
+// without it, and the process would die of them.
+sigset_t HoldSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+// Ends the process at the next signal, or when it has outstayed its time. Never returns.
+void EndAtOnce(sigset_t signals, std::chrono::milliseconds patience) {
+  const timespec left = {.tv_sec = std::chrono::ceil<std::chrono::seconds>(patience).count()};
+  const int signal = sigtimedwait(&signals, nullptr, &left);
+  _exit(signal > 0 ? 128 + signal : kExitUnfinished);
+}
+
+int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t& signals) {
+  absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options, exchange);
+  if (!worker.ok()) return Fail(worker.status());
+  std::printf("listening %s\n", (*worker)->listen_address().c_str());
+  std::fflush(stdout);
+  spdlog::info("listening address={} device={} threads={} memory_bytes={} version={}",
+               (*worker)->listen_address(), options.device, options.threads, options.memory_bytes,
+               options.version);
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("leaving signal={} drain_ms={}", strsignal(signal), options.drain.count());
+  const std::chrono::milliseconds patience = options.drain + kLastGrace;
+  std::thread(EndAtOnce, signals, patience).detach();
+  (*worker)->Leave();
+  (*worker)->WaitUntilLeft(patience);
+  const absl::Status farewell = (*worker)->farewell();
+  worker->reset();
+  return farewell.ok() ? kExitOk : kExitUnfinished;
+}
+
+int Main(int argc, char** argv) {
+  LetIdleThreadsSleep(argv);
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go away
+  ProcessOptions options;
+  CLI::App app("A worker of ringserve: one device in the ring.", "ringserve-worker");
+  app.footer(kFooter);
+  app.set_version_flag("--version", "ringserve-worker " RINGSERVE_VERSION);
+  AddFlags(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& answer) {
+    return app.exit(answer);
+  } catch (const CLI::ParseError& error) {
+    return Fail(absl::InvalidArgumentError(error.what()));
+  }
+  absl::Status status = ChooseDevice(options.worker.device);
+  if (status.ok() && options.die_with_parent) status = DieWithParent();
+  if (!status.ok()) return Fail(status);
+  options.worker.version = RINGSERVE_VERSION;
+  StartLog(options.log);
+  RaiseFileLimit();
+  const sigset_t signals = HoldSignals();
+  grpc_init();  // for good: gRPC's own end may wait seconds for a connection that is no more
+  const absl::StatusOr<std::unique_ptr<RingService>> ring = RingService::Make(options.worker.tls);
+  if (!ring.ok()) return Fail(ring.status());
+  const Exchange exchange = {.service = ring->get(), .build = [&](const v1::Epoch& epoch) {
+                               return (*ring)->Build(epoch);
+                             }};
+  return Serve(options.worker, exchange, signals);
+}
+
+}  // namespace
+}  // namespace ringserve
+
+int main(int argc, char** argv) { return ringserve::Main(argc, argv); }

@@ -1,0 +1,31 @@
+// One rank of one job: what is asked, and the memory for it. Bytes only: LibTorch's views of them
+// are made by the engine. Shared by the call that fills and drains it, the engine, and every slice
+// of its rows that the transport still holds.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "worker/assignment.h"
+#include "worker/host_buffer.h"
+
+namespace ringserve {
+
+struct RankJob {
+  explicit RankJob(RankAssignment assignment) : assignment(std::move(assignment)) {}
+
+  // RESOURCE_EXHAUSTED: the system refuses.
+  absl::Status Allocate();
+
+  // Where the bytes of this rank's shard of `tensor` (Q, K, V, OUT or LSE) begin.
+  std::byte* Data(v1::TensorId tensor) const;
+
+  RankAssignment assignment;
+  HostBuffer q;
+  HostBuffer kv;  // K's dense bytes, then V's
+  HostBuffer out;
+  HostBuffer lse;
+};
+
+}  // namespace ringserve

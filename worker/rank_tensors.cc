@@ -1,0 +1,74 @@
+#include "worker/rank_tensors.h"
+
+#include <vector>
+
+#include "proto/tensor_shape.h"
+
+namespace ringserve {
+namespace {
+
+at::ScalarType ToScalarType(v1::DType dtype) {
+  switch (dtype) {
+    case v1::DTYPE_F64:
+      return at::kDouble;
+    case v1::DTYPE_BF16:
+      return at::kBFloat16;
+    case v1::DTYPE_F16:
+      return at::kHalf;
+    default:
+      return at::kFloat;
+  }
+}
+
+// Bytes at `offset` of the job's buffer as [batch, heads, rows, dim], whatever the order in memory.
+// The tensor keeps the job alive.
+at::Tensor View(const std::shared_ptr<RankJob>& job, std::byte* buffer, uint64_t offset,
+                bool head_major, at::IntArrayRef sizes, at::ScalarType type) {
+  const int64_t batch = sizes[0], heads = sizes[1], rows = sizes[2], dim = sizes[3];
+  if (batch * heads * rows * dim == 0) return at::empty(sizes, at::TensorOptions().dtype(type));
+  const std::vector<int64_t> strides =
+      head_major ? std::vector<int64_t>{heads * rows * dim, rows * dim, dim, 1}
+                 : std::vector<int64_t>{rows * heads * dim, dim, heads * dim, 1};
+  return at::from_blob(
+      buffer + offset, sizes, strides, [job](void*) {}, at::TensorOptions().dtype(type));
+}
+
+}  // namespace
+
+RankTensors MakeTensors(const std::shared_ptr<RankJob>& job) {
+  const RankAssignment& assignment = job->assignment;
+  const v1::AttentionSpec& spec = assignment.spec;
+  const at::ScalarType type = ToScalarType(spec.dtype());
+  const at::ScalarType lse_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  const bool head_major = IsHeadMajor(spec);
+  const int64_t batch = assignment.q_rows.size() == 1 ? spec.batch() : 1;
+  const int64_t heads = spec.q_heads(), dim = spec.head_dim(), value_dim = ValueDim(spec);
+
+  RankTensors tensors;
+  uint64_t row = 0;  // rows of all batch rows so far
+  for (const int64_t rows : assignment.q_rows) {
+    const uint64_t begin = row * heads;
+    tensors.q.push_back(View(job, job->q.data(), begin * dim * ElementBytes(spec.dtype()),
+                             head_major, {batch, heads, rows, dim}, type));
+    tensors.out.push_back(View(job, job->out.data(), begin * value_dim * ElementBytes(spec.dtype()),
+                               head_major, {batch, heads, rows, value_dim}, type));
+    tensors.lse.push_back(View(job, job->lse.data(), begin * LseElementBytes(spec.dtype()), true,
+                               {batch, heads, rows, 1}, lse_type)
+                              .squeeze(-1));
+    row += batch * rows;
+  }
+  const int64_t kv_bytes = static_cast<int64_t>(job->kv.size());
+  tensors.kv = View(job, job->kv.data(), 0, true, {1, 1, 1, kv_bytes}, at::kByte).view({kv_bytes});
+  return tensors;
+}
+
+KvFormat MakeFormat(const v1::AttentionSpec& spec) {
+  return {.dtype = ToScalarType(spec.dtype()),
+          .head_major = IsHeadMajor(spec),
+          .batch = spec.batch(),
+          .kv_heads = spec.kv_heads(),
+          .head_dim = spec.head_dim(),
+          .value_dim = ValueDim(spec)};
+}
+
+}  // namespace ringserve

@@ -1,0 +1,17 @@
+// A rank's bytes as the ring loop's tensors.
+#pragma once
+
+#include <memory>
+
+#include "worker/attention/ring.h"
+#include "worker/rank_job.h"
+
+namespace ringserve {
+
+// Views of the job's memory, which is allocated; each keeps the job alive. Throws what LibTorch
+// throws.
+RankTensors MakeTensors(const std::shared_ptr<RankJob>& job);
+
+KvFormat MakeFormat(const v1::AttentionSpec& spec);
+
+}  // namespace ringserve
