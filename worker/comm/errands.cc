@@ -75,15 +75,21 @@ void Errands::Loop() {
                            absl::FromChrono(due_.begin()->first - Clock::now()));
       continue;
     }
-    // When stopping, what waits for its time is dropped; what is to be released is due at once.
-    if (due_.empty() || due_.begin()->first > Clock::now()) break;
-    RunFirstLocked();
+    if (due_.empty()) break;  // stopping, and nothing follows
+    // When stopping, what waits for its time is dropped, which may bring more to release.
+    if (due_.begin()->first > Clock::now()) {
+      DropFirstLocked();
+    } else {
+      RunFirstLocked();
+    }
   }
   stopped_ = true;
-  Due dropped;
-  dropped.swap(due_);
+}
+
+void Errands::DropFirstLocked() {
+  auto dropped = due_.extract(due_.begin());
   mu_.Unlock();
-  dropped.clear();
+  dropped = {};
   mu_.Lock();
 }
 

@@ -50,6 +50,7 @@ class Errands {
 
   void Loop();
   void RunFirstLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropFirstLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   absl::Mutex mu_;
   Due due_ ABSL_GUARDED_BY(mu_);
