@@ -13,7 +13,7 @@
 namespace ringserve {
 namespace {
 
-constexpr int kMaxWorkers = 1024;
+constexpr int kMaxLocalWorkers = 1024;
 // What jobs may take on this machine altogether: a share of the memory that is free now.
 constexpr double kMemoryShare = 0.5;
 
@@ -74,7 +74,7 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
       "dies is started\nagain. The processes log to stderr and obey their own RINGSERVE_* "
       "variables as well.\n");
   command->add_option("--workers", options->workers, "How many worker processes")
-      ->check(CLI::Range(1, kMaxWorkers))
+      ->check(CLI::Range(1, kMaxLocalWorkers))
       ->capture_default_str();
   command
       ->add_option("--threads", options->threads,

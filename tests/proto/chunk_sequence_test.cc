@@ -14,7 +14,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
+constexpr uint64_t kMaxUint64 = std::numeric_limits<uint64_t>::max();
 
 template <typename Status>
 std::string Text(const Status& status) {
@@ -49,8 +49,8 @@ TEST(ChunkSequence, RefusesWhatIsNotTheNextByte) {
       {v1::TENSOR_ID_Q, 5, 1, "chunk of q at offset 5: expected offset 4 (a gap)"},
       {v1::TENSOR_ID_Q, 3, 1, "chunk of q at offset 3: expected offset 4 (an overlap)"},
       {v1::TENSOR_ID_Q, 4, 7, "7 bytes go past the tensor's end at 10 bytes"},
-      {v1::TENSOR_ID_Q, 4, kMax, "go past the tensor's end at 10 bytes"},
-      {v1::TENSOR_ID_Q, kMax, 1, "expected offset 4 (a gap)"},
+      {v1::TENSOR_ID_Q, 4, kMaxUint64, "go past the tensor's end at 10 bytes"},
+      {v1::TENSOR_ID_Q, kMaxUint64, 1, "expected offset 4 (a gap)"},
       {v1::TENSOR_ID_K, 2, 1, "chunk of k at offset 2: 1 bytes go past the tensor's end at 2"},
   };
   for (const Wrong& wrong : wrongs) {
@@ -150,8 +150,8 @@ TEST(ChunkCoverage, BlamesTheServer) {
       {v1::TENSOR_ID_OUT, 0, 0, "at offset 0 with 0 bytes is empty"},
       {v1::TENSOR_ID_OUT, 9, 2, "at offset 9 with 2 bytes goes past the tensor's end at 10"},
       {v1::TENSOR_ID_OUT, 11, 1, "goes past the tensor's end at 10"},
-      {v1::TENSOR_ID_OUT, kMax, 1, "goes past the tensor's end at 10"},
-      {v1::TENSOR_ID_OUT, 1, kMax, "goes past the tensor's end at 10"},
+      {v1::TENSOR_ID_OUT, kMaxUint64, 1, "goes past the tensor's end at 10"},
+      {v1::TENSOR_ID_OUT, 1, kMaxUint64, "goes past the tensor's end at 10"},
       {v1::TENSOR_ID_OUT, 0, 5, "repeats bytes from 4"},
       {v1::TENSOR_ID_OUT, 5, 2, "repeats bytes up to 6"},
       {v1::TENSOR_ID_OUT, 0, 10, "repeats bytes from 4"},
