@@ -6,7 +6,7 @@
 namespace ringserve {
 
 // Version of the internal services. A worker with another version is refused at Join.
-inline constexpr int kProtocolVersion = 1;
+inline constexpr int kProtocolVersion = 2;
 
 // Bytes of tensor data that a sender puts in one message, and the most that one message may hold.
 inline constexpr uint64_t kChunkBytes = 1 << 20;
@@ -22,6 +22,10 @@ inline constexpr int kReceiveLimitBytes = 8 << 20;
 
 // Trailing metadata on an error that is worth another attempt: after how many milliseconds.
 inline constexpr char kRetryAfterKey[] = "ringserve-retry-after-ms";
+
+// Trailing metadata of every Shard.Run that the worker itself has ended: nothing of the call is
+// left there. A status without it is the transport's, and says nothing about the worker.
+inline constexpr char kReleasedKey[] = "ringserve-released";
 
 // Metadata of Ring.Pass.
 inline constexpr char kRingEpochKey[] = "ringserve-epoch";

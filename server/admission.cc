@@ -70,7 +70,16 @@ Admission::Decisions Admission::Planned(JobId job, uint64_t generation,
 Admission::Decisions Admission::SetWorkers(std::vector<Capacity> workers) {
   Decisions decisions;
   const int before = group_.workers;
+  const bool same = std::equal(workers_.begin(), workers_.end(), workers.begin(), workers.end(),
+                               [](const Capacity& a, const Capacity& b) {
+                                 return std::tie(a.worker_id, a.memory_bytes) ==
+                                        std::tie(b.worker_id, b.memory_bytes);
+                               });
   workers_ = std::move(workers);
+  if (same) {  // plans stand, but for where they may go
+    Admit(decisions);
+    return decisions;
+  }
   ++generation_;
   group_ = {.workers = static_cast<int>(workers_.size())};
   for (const Capacity& worker : workers_) {
@@ -147,6 +156,7 @@ std::optional<std::vector<std::string>> Admission::Place(const Plan& plan) const
   };
   std::vector<Candidate> candidates;
   for (const Capacity& worker : workers_) {
+    if (worker.suspect) continue;
     const auto found = loads_.find(worker.worker_id);
     const Load load = found == loads_.end() ? Load() : found->second;
     if (load.jobs >= options_.max_jobs_per_worker) continue;

@@ -71,7 +71,8 @@ void AttendCall::DropUnlessSubmitted(const absl::Status& reason) {
 void AttendCall::Abort(const absl::Status& reason) {
   absl::MutexLock lock(&mu_);
   FailLocked(reason);
-  ranks_.BreakAll();
+  ranks_.Forsake();
+  if (ranks_.living() == 0) EndJobLocked();
 }
 
 // --- the client
@@ -253,6 +254,13 @@ void AttendCall::OnStart(const v1::Start& start) {
   PumpLocked();
 }
 
+void AttendCall::OnRankReleased(int rank) {
+  absl::MutexLock lock(&mu_);
+  if (!ranks_.Released(rank)) return;
+  RankIdleLocked(rank);
+  if (ranks_.living() == 0) EndJobLocked();
+}
+
 void AttendCall::OnFailed(const absl::Status& status) {
   absl::MutexLock lock(&mu_);
   FailLocked(status);
@@ -301,10 +309,15 @@ void AttendCall::RankIdleLocked(int rank) {
   calls_.coordinator_.RankIdle(record_.job, rank);
 }
 
-void AttendCall::OnRankEnded(int rank, const absl::Status& status) {
+void AttendCall::OnRankEnded(int rank, const absl::Status& status, bool released) {
   absl::MutexLock lock(&mu_);
-  RankIdleLocked(rank);
-  const absl::Status ended = ranks_.Ended(rank, status);
+  const absl::Status ended = ranks_.Ended(rank, status, released);
+  if (ranks_.Astray(rank)) {
+    // First of all: whoever hears of the failure may be back at once.
+    calls_.coordinator_.RankAstray(record_.job, rank, /*suspect=*/!ranks_.Broken(rank));
+  } else {
+    RankIdleLocked(rank);
+  }
   if (state_ != State::kEnded && !ended.ok()) FailLocked(ended);
   if (ranks_.living() == 0) EndJobLocked();
   PumpLocked();

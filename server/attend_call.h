@@ -65,11 +65,12 @@ class AttendCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   void OnAdmitted(Grant grant) override;
   void OnStart(const v1::Start& start) override;
+  void OnRankReleased(int rank) override;
   void OnFailed(const absl::Status& status) override;
 
   void OnRankWritten(int rank) override;
   void OnRankMessage(int rank, const grpc::ByteBuffer& message) override;
-  void OnRankEnded(int rank, const absl::Status& status) override;
+  void OnRankEnded(int rank, const absl::Status& status, bool released) override;
 
  private:
   enum class State { kHeader, kQueued, kAccepting, kUploading, kReady, kRunning, kEnded };

@@ -40,6 +40,10 @@ void Coordinator::RankIdle(JobId job, int rank) {
   loop_->Post([loop = loop_.get(), job, rank] { loop->RankIdle(job, rank); });
 }
 
+void Coordinator::RankAstray(JobId job, int rank, bool suspect) {
+  loop_->Post([loop = loop_.get(), job, rank, suspect] { loop->RankAstray(job, rank, suspect); });
+}
+
 void Coordinator::End(JobId job, const absl::Status& outcome) {
   loop_->Post([loop = loop_.get(), job, outcome] { loop->End(job, outcome); });
 }

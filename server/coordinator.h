@@ -55,9 +55,12 @@ class JobListener {
   // ready -> running: every rank is to be sent this. Once.
   virtual void OnStart(const v1::Start& start) = 0;
 
+  // After RankAstray: this rank's worker holds nothing of the job any more, or is lost.
+  virtual void OnRankReleased(int rank) = 0;
+
   // The job is over, whatever its state: refused (as Attend says), its worker was lost, its epoch
   // ended under it, it made no progress. Marked with WithRetryAfter where another attempt is worth
-  // it. The last call; the listener still owes End.
+  // it. Only OnRankReleased may follow; the listener still owes End.
   virtual void OnFailed(const absl::Status& status) = 0;
 };
 
@@ -89,6 +92,11 @@ class Coordinator {
 
   // After OnStart: this rank's arithmetic and exchanges are over, well or badly.
   void RankIdle(JobId job, int rank);
+
+  // This rank's call to its worker is over, and what became of it there is not known: the worker is
+  // asked, and OnRankReleased follows. `suspect`: the call broke by itself, so that the worker may
+  // be gone: no new job uses it until it has answered.
+  void RankAstray(JobId job, int rank, bool suspect);
 
   // No rank of the job uses its worker's memory any more; what was reserved is given back. In any
   // state: a queued job is withdrawn. Owed once for every Submit. `outcome` is for the log.

@@ -170,7 +170,8 @@ std::vector<Admission::Capacity> Coordinator::Loop::Usable() const {
   std::vector<Admission::Capacity> usable;
   for (const Membership::Member& member : membership_.members()) {
     if (member.leaving || !member.built) continue;
-    usable.push_back({member.worker_id, member.hello.memory_bytes()});
+    usable.push_back(
+        {member.worker_id, member.hello.memory_bytes(), !member.suspected_for.empty()});
   }
   return usable;
 }
@@ -216,6 +217,11 @@ void Coordinator::Loop::InputComplete(JobId id) {
 
 void Coordinator::Loop::RankIdle(JobId id, int rank) {
   if (order_.RankIdle(id, rank)) watch_.Forget(id);
+}
+
+void Coordinator::Loop::RankAstray(JobId id, int rank, bool suspect) {
+  if (jobs_.count(id) == 0) return;
+  Do(membership_.Recall(order_.WorkersOf(id).at(rank), id, suspect));
 }
 
 void Coordinator::Loop::End(JobId id, const absl::Status& outcome) {
@@ -268,39 +274,47 @@ void Coordinator::Loop::OnServing(std::function<void(bool)> listener) {
 void Coordinator::Loop::Do(Membership::Actions actions) {
   for (Membership::Action& action : actions) {
     std::visit(
-        Overloaded{[&](const Membership::Send& send) {
-                     const auto member = members_.find(send.member);
-                     if (member != members_.end()) member->second->Send(send.message);
-                   },
-                   [&](const Membership::End& end) {
-                     const auto member = members_.find(end.member);
-                     if (member == members_.end()) return;
-                     const std::shared_ptr<MemberListener> listener = std::move(member->second);
-                     members_.erase(member);
-                     heard_.erase(end.member);
-                     listener->End(end.status);
-                   },
-                   [&](const Membership::WorkerGone& gone) {
-                     watch_.ForgetWorker(gone.worker_id);
-                     for (const JobId id : order_.Involving(gone.worker_id)) {
-                       Fail(id, WithRetryAfter(absl::UnavailableError(absl::StrCat(
-                                                   "worker ", gone.worker_id,
-                                                   " was lost during the job: ", gone.reason)),
-                                               kRetryAfterLoss));
-                     }
-                   },
-                   [&](const Membership::EpochOver& over) {
-                     for (const JobId id : order_.RunningIn(over.epoch)) {
-                       Fail(id, WithRetryAfter(absl::UnavailableError(absl::StrCat(
-                                                   "epoch ", over.epoch,
-                                                   " ended under the job: ", over.reason)),
-                                               kRetryAfterLoss));
-                     }
-                   },
-                   [&](const Membership::Note& note) {
-                     spdlog::log(note.warning ? spdlog::level::warn : spdlog::level::info, "{}",
-                                 note.text);
-                   }},
+        Overloaded{
+            [&](const Membership::Send& send) {
+              const auto member = members_.find(send.member);
+              if (member != members_.end()) member->second->Send(send.message);
+            },
+            [&](const Membership::End& end) {
+              const auto member = members_.find(end.member);
+              if (member == members_.end()) return;
+              const std::shared_ptr<MemberListener> listener = std::move(member->second);
+              members_.erase(member);
+              heard_.erase(end.member);
+              listener->End(end.status);
+            },
+            [&](const Membership::WorkerGone& gone) {
+              watch_.ForgetWorker(gone.worker_id);
+              for (const JobId id : order_.Involving(gone.worker_id)) {
+                Fail(id, WithRetryAfter(absl::UnavailableError(absl::StrCat(
+                                            "worker ", gone.worker_id,
+                                            " was lost during the job: ", gone.reason)),
+                                        kRetryAfterLoss));
+              }
+            },
+            [&](const Membership::EpochOver& over) {
+              for (const JobId id : order_.RunningIn(over.epoch)) {
+                Fail(id, WithRetryAfter(
+                             absl::UnavailableError(absl::StrCat(
+                                 "epoch ", over.epoch, " ended under the job: ", over.reason)),
+                             kRetryAfterLoss));
+              }
+            },
+            [&](const Membership::Released& released) {
+              const auto job = jobs_.find(released.job);
+              if (job == jobs_.end()) return;
+              const std::vector<std::string>& workers = order_.WorkersOf(released.job);
+              const auto rank = std::find(workers.begin(), workers.end(), released.worker_id);
+              job->second.listener->OnRankReleased(static_cast<int>(rank - workers.begin()));
+            },
+            [&](const Membership::Note& note) {
+              spdlog::log(note.warning ? spdlog::level::warn : spdlog::level::info, "{}",
+                          note.text);
+            }},
         action);
   }
   SetWorkers();  // before anything is admitted to a worker that is no more

@@ -34,6 +34,7 @@ class Coordinator::Loop {
                const absl::StatusOr<std::shared_ptr<const Plan>>& plan);
   void InputComplete(JobId id);
   void RankIdle(JobId id, int rank);
+  void RankAstray(JobId id, int rank, bool suspect);
   void End(JobId id, const absl::Status& outcome);
   void Join(MemberId id, const v1::Hello& hello, std::shared_ptr<MemberListener> listener);
   void Receive(MemberId id, const v1::WorkerMessage& message);

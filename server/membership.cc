@@ -127,6 +127,13 @@ Membership::Actions Membership::Receive(Id id, const v1::WorkerMessage& message)
       Break(message.epoch_broken(), absl::StrCat("broken, says ", member->worker_id), actions);
     }
   }
+  if (message.has_recalled()) {
+    const uint64_t job = message.recalled().job();
+    member->suspected_for.erase(job);
+    if (!message.recalled().held() && member->recalled.erase(job) > 0) {
+      actions.push_back(Released{member->worker_id, job});
+    }
+  }
   if (message.leaving() && !member->leaving) {
     member->leaving = true;
     actions.push_back(Note{false, absl::StrCat("leaving worker=", member->worker_id)});
@@ -189,6 +196,26 @@ Membership::Actions Membership::Tick(Time now) {
 Membership::Actions Membership::BreakEpoch(const std::string& epoch, const std::string& reason) {
   Actions actions;
   Break(epoch, reason, actions);
+  return actions;
+}
+
+Membership::Actions Membership::Recall(const std::string& worker_id, uint64_t job, bool suspect) {
+  Actions actions;
+  const Member* found = Find(worker_id);
+  if (found == nullptr) {
+    actions.push_back(Released{worker_id, job});
+    return actions;
+  }
+  Member& member = *Find(found->id);
+  member.recalled.insert(job);
+  if (suspect) member.suspected_for.insert(job);
+  v1::CoordinatorMessage message;
+  message.set_recall_job(job);
+  actions.push_back(Send{member.id, std::move(message)});
+  if (suspect) {
+    actions.push_back(Note{true, absl::StrCat("suspect worker=", worker_id,
+                                              " reason=its call for job ", job, " broke")});
+  }
   return actions;
 }
 
@@ -307,11 +334,13 @@ void Membership::Lose(Id id, const absl::Status& status, Actions& actions) {
   const Member* member = Find(id);
   const std::string worker_id = member->worker_id;
   const std::string reason(status.message());
+  const std::set<uint64_t> recalled = member->recalled;
   actions.push_back(Note{true, absl::StrCat("lost worker=", worker_id, " reason=", reason)});
   members_.erase(members_.begin() + (member - members_.data()));
   rest_ = milliseconds(0);  // what broke may have gone with it
   actions.push_back(End{id, status});
   actions.push_back(WorkerGone{worker_id, reason});
+  for (const uint64_t job : recalled) actions.push_back(Released{worker_id, job});
   std::vector<std::string> over;
   for (const Epoch& epoch : epochs_) {
     if (epoch.Has(id)) over.push_back(epoch.id);

@@ -43,6 +43,8 @@ class Membership {
     std::chrono::milliseconds silence{0};  // counted by Tick
     bool leaving = false;                  // no new work
     bool built = false;                    // has built an epoch once
+    std::set<uint64_t> recalled;           // jobs of which something may still be there
+    std::set<uint64_t> suspected_for;      // of these, those that it owes an answer: it may be gone
   };
 
   // What is to be done, in this order.
@@ -62,11 +64,15 @@ class Membership {
     std::string epoch;
     std::string reason;
   };
+  struct Released {  // after Recall: the worker holds nothing of this job, or is no member any more
+    std::string worker_id;
+    uint64_t job = 0;
+  };
   struct Note {  // for the log: what was decided, and why
     bool warning = false;
     std::string text;
   };
-  using Action = std::variant<Send, End, WorkerGone, EpochOver, Note>;
+  using Action = std::variant<Send, End, WorkerGone, EpochOver, Released, Note>;
   using Actions = std::vector<Action>;
 
   explicit Membership(MembershipOptions options) : options_(std::move(options)) {}
@@ -87,6 +93,9 @@ class Membership {
 
   // The epoch makes no progress.
   Actions BreakEpoch(const std::string& epoch, const std::string& reason);
+
+  // Asks the worker to end what it has of this job, and to say so. Once for each.
+  Actions Recall(const std::string& worker_id, uint64_t job, bool suspect);
 
   // No job needs this epoch of draining() any more.
   Actions Drained(const std::string& epoch);

@@ -132,12 +132,12 @@ void RankCalls::Read(bool discard) {
   }
 }
 
-absl::Status RankCalls::Ended(int index, const absl::Status& status) {
+absl::Status RankCalls::Ended(int index, const absl::Status& status, bool released) {
   Rank& rank = ranks_[index];
   rank.reading = false;
   rank.over = true;
   rank.link.reset();
-  --living_;
+  if (released || forsaken_) Released(index);
   if (status.ok()) {
     return rank.done ? status : Breach(index, "the call ended with OK before `done`");
   }
@@ -156,6 +156,12 @@ absl::Status RankCalls::Ended(int index, const absl::Status& status) {
   }
 }
 
+bool RankCalls::Released(int index) {
+  if (std::exchange(ranks_[index].released, true)) return false;
+  --living_;
+  return true;
+}
+
 void RankCalls::Abandon(UploadRouter& upload) {
   account_.Release(upload.Clear());
   if (!started_) {
@@ -171,14 +177,26 @@ void RankCalls::Abandon(UploadRouter& upload) {
 
 void RankCalls::BreakLost(const std::set<std::string>& worker_ids) {
   for (Rank& rank : ranks_) {
-    if (!rank.over && worker_ids.count(rank.worker_id) == 0) rank.link->Break();
+    if (worker_ids.count(rank.worker_id) == 0) Break(rank);
+  }
+}
+
+void RankCalls::Forsake() {
+  forsaken_ = true;
+  BreakAll();
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    if (ranks_[i].over) Released(static_cast<int>(i));
   }
 }
 
 void RankCalls::BreakAll() {
-  for (Rank& rank : ranks_) {
-    if (!rank.over) rank.link->Break();
-  }
+  for (Rank& rank : ranks_) Break(rank);
+}
+
+void RankCalls::Break(Rank& rank) {
+  if (rank.over) return;
+  rank.broken = true;
+  rank.link->Break();
 }
 
 std::vector<v1::RankStatistics> RankCalls::Statistics() const {

@@ -31,7 +31,9 @@ class RankCalls {
   void Open(const std::vector<RankPlace>& places, std::vector<grpc::ByteBuffer> assignments,
             WorkerChannels& channels, const std::shared_ptr<RankListener>& listener);
 
-  int living() const { return living_; }  // calls that are not over
+  // Ranks that may still hold something of their workers: their calls are not over, or not known to
+  // be over there, too.
+  int living() const { return living_; }
   bool AllReady() const { return ready_ == static_cast<int>(ranks_.size()); }
   bool AllIdle() const { return idle_ == static_cast<int>(ranks_.size()); }
   bool AllWritten(UploadRouter& upload) const;
@@ -58,8 +60,17 @@ class RankCalls {
   void ReadDone(int rank) { ranks_[rank].reading = false; }
 
   // The call of `rank` is over. OK: it ended as it should. UNAVAILABLE, worth another attempt: the
-  // worker is lost or leaves. INTERNAL: a bug.
-  absl::Status Ended(int rank, const absl::Status& status);
+  // worker is lost or leaves. INTERNAL: a bug. Unless `released` the rank stays among the living
+  // until Released.
+  absl::Status Ended(int rank, const absl::Status& status, bool released);
+
+  // What became of the worker's side of this call is not known.
+  bool Astray(int rank) const { return ranks_[rank].over && !ranks_[rank].released; }
+  // This call was broken from here.
+  bool Broken(int rank) const { return ranks_[rank].broken; }
+
+  // The worker holds nothing of `rank` any more. True the first time.
+  bool Released(int rank);
 
   // Nothing is wanted any more. Before the start the calls are broken; after it they are sent
   // `cancel`, and live until every exchange is done.
@@ -67,7 +78,9 @@ class RankCalls {
 
   // Breaks the calls to workers that are not among these: no answer will come.
   void BreakLost(const std::set<std::string>& worker_ids);
-  void BreakAll();
+
+  // Breaks every call, and waits for no worker's word any more.
+  void Forsake();
 
   std::vector<v1::RankStatistics> Statistics() const;
 
@@ -78,16 +91,19 @@ class RankCalls {
     std::deque<grpc::ByteBuffer> control;  // goes before chunks
     uint64_t in_flight = 0;                // bytes of data in the message being written
     bool writing = false, reading = false;
-    bool ready = false, idle = false, done = false, over = false;
+    bool ready = false, idle = false, done = false;
+    bool broken = false, over = false, released = false;
     v1::RankStatistics statistics;
   };
 
+  void Break(Rank& rank);
+  void BreakAll();
   absl::Status Breach(int rank, const std::string& what) const;
 
   ByteBudget::Account& account_;
   std::vector<Rank> ranks_;
   int living_ = 0, ready_ = 0, idle_ = 0;
-  bool started_ = false, abandoned_ = false;
+  bool started_ = false, abandoned_ = false, forsaken_ = false;
 };
 
 }  // namespace ringserve

@@ -4,6 +4,7 @@
 
 #include <grpcpp/generic/generic_stub.h>
 
+#include "proto/protocol.h"
 #include "proto/status.h"
 
 namespace ringserve {
@@ -59,7 +60,8 @@ void RankLink::OnReadDone(bool ok) {
 
 void RankLink::OnDone(const grpc::Status& status) {
   const std::shared_ptr<RankLink> self = std::move(self_);
-  listener_->OnRankEnded(rank_, FromGrpc(status, context_));
+  const bool released = context_.GetServerTrailingMetadata().count(kReleasedKey) > 0;
+  listener_->OnRankEnded(rank_, FromGrpc(status, context_), released);
 }
 
 }  // namespace ringserve

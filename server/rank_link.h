@@ -24,9 +24,10 @@ class RankListener {
   virtual void OnRankWritten(int rank) = 0;
   // Answers Read.
   virtual void OnRankMessage(int rank, const grpc::ByteBuffer& message) = 0;
-  // The last call: the call is over, and its status is the worker's, or the transport's. Comes only
-  // while a Read is asked for.
-  virtual void OnRankEnded(int rank, const absl::Status& status) = 0;
+  // The last call: the call is over. `released`: the worker has ended it, and nothing of it is left
+  // there; else the status is the transport's, and says nothing about the worker. Comes only while
+  // a Read is asked for.
+  virtual void OnRankEnded(int rank, const absl::Status& status, bool released) = 0;
 };
 
 // Thread safe. Functions do nothing once the call is over.

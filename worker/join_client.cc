@@ -1,6 +1,7 @@
 #include "worker/join_client.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include <grpcpp/create_channel.h>
@@ -29,7 +30,8 @@ struct JoinClient::Stay {
   Clock::time_point next_tick;
   Clock::time_point last_heard;
   Clock::time_point leave_by = Clock::time_point::max();
-  absl::Status verdict;  // why this side has ended the call
+  std::set<uint64_t> recalled;  // jobs of which something is still here
+  absl::Status verdict;         // why this side has ended the call
 
   void End(absl::Status why) {
     if (!verdict.ok()) return;
@@ -197,6 +199,23 @@ void JoinClient::Obey(const v1::CoordinatorMessage& message, Stay& stay) {
       hooks_.drop_epoch(message.fence_epoch(), why);
     }
   }
+  if (message.recall_job() != 0) {
+    const bool held = Recall(message.recall_job(), stay);
+    spdlog::info("recalled job={} held={}", message.recall_job(), held);
+    if (held) stay.recalled.insert(message.recall_job());
+  }
+}
+
+bool JoinClient::Recall(uint64_t job, Stay& stay) {
+  const bool held =
+      hooks_.recall(job, absl::CancelledError("the connection to the coordinator broke"));
+  // That it still is was said before.
+  if (held && stay.recalled.contains(job)) return true;
+  v1::WorkerMessage message;
+  message.mutable_recalled()->set_job(job);
+  message.mutable_recalled()->set_held(held);
+  stay.stream->Send(std::move(message));
+  return held;
 }
 
 void JoinClient::Break(const Broken& broken, Stay& stay) {
@@ -230,6 +249,7 @@ void JoinClient::Tick(Stay& stay) {
     stay.next_tick = Clock::time_point::max();
     return;
   }
+  std::erase_if(stay.recalled, [&](uint64_t job) { return !Recall(job, stay); });
   v1::WorkerMessage message;
   *message.mutable_heartbeat() = hooks_.progress();
   stay.stream->Send(std::move(message));

@@ -43,6 +43,8 @@ class JoinClient {
     // The membership, or one epoch of it, has ended: so do its jobs.
     std::function<void(const absl::Status& why)> drop_all;
     std::function<void(const std::string& epoch, const absl::Status& why)> drop_epoch;
+    // So does this job. True: something of it is still here; asked again until it is not.
+    std::function<bool(uint64_t job, const absl::Status& why)> recall;
   };
 
   // Everything named outlives the client. Begins to join at once.
@@ -83,6 +85,7 @@ class JoinClient {
   absl::Status StayJoined();
   void Obey(const v1::CoordinatorMessage& message, Stay& stay);
   void Break(const Broken& broken, Stay& stay);
+  bool Recall(uint64_t job, Stay& stay);
   void Tick(Stay& stay);
   void Give(Event event);
   std::optional<Event> Next(Clock::time_point until);

@@ -36,6 +36,13 @@ void ShardCall::DropEpoch(const std::string& epoch, const absl::Status& reason) 
   if (epoch_ == epoch && state_ == State::kRunning) DropLocked(reason);
 }
 
+bool ShardCall::Recall(uint64_t job, const absl::Status& reason) {
+  absl::MutexLock lock(&mu_);
+  if (job_ == nullptr || job_->assignment.plan.job != job) return false;
+  DropLocked(reason);
+  return job_ != nullptr;
+}
+
 void ShardCall::EnterLocked(State state) {
   static constexpr const char* kNames[] = {"assignment", "reserving",   "uploading", "ready",
                                            "running",    "downloading", "ended"};
@@ -257,8 +264,7 @@ void ShardCall::WriteLocked() {
     // Before the coordinator can know that it is over, or its next job might find the bytes still
     // taken.
     EnterLocked(State::kEnded);
-    job_.reset();
-    reservation_.Release();
+    ReleaseLocked();
     writing_ = true;  // to the end: no OnWriteDone follows
     StartWriteAndFinish(&outgoing_, grpc::WriteOptions(), grpc::Status::OK);
     return;
@@ -294,9 +300,14 @@ void ShardCall::EndLocked(const absl::Status& status) {
   }
   EnterLocked(State::kEnded);
   outcome_ = status;
+  ReleaseLocked();
+  if (!writing_) Finish(ToGrpc(outcome_));
+}
+
+void ShardCall::ReleaseLocked() {
   job_.reset();
   reservation_.Release();
-  if (!writing_) Finish(ToGrpc(outcome_));
+  context_->AddTrailingMetadata(kReleasedKey, "1");
 }
 
 }  // namespace ringserve

@@ -41,6 +41,9 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   // The same if the call is running in this epoch: rows that are final need it no more.
   void DropEpoch(const std::string& epoch, const absl::Status& reason);
 
+  // The same if the call is of this job. True: something of it is still here.
+  bool Recall(uint64_t job, const absl::Status& reason);
+
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -68,6 +71,7 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   void EnterLocked(State state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLocked(const absl::Status& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReleaseLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool NextChunkLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   ShardService& service_;

@@ -34,6 +34,12 @@ void ShardService::DropEpoch(const std::string& epoch, const absl::Status& reaso
   for (const std::shared_ptr<ShardCall>& call : Calls()) call->DropEpoch(epoch, reason);
 }
 
+bool ShardService::Recall(uint64_t job, const absl::Status& reason) {
+  bool held = false;
+  for (const std::shared_ptr<ShardCall>& call : Calls()) held |= call->Recall(job, reason);
+  return held;
+}
+
 void ShardService::RefuseNew() {
   absl::MutexLock lock(&mu_);
   refusing_ = true;

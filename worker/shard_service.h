@@ -45,6 +45,9 @@ class ShardService : public v1::Shard::WithRawCallbackMethod_Run<v1::Shard::Serv
   // Likewise, those that run in this epoch.
   void DropEpoch(const std::string& epoch, const absl::Status& reason);
 
+  // Likewise, those of this job. True: something of it is still here.
+  bool Recall(uint64_t job, const absl::Status& reason);
+
   // From now on new calls are answered UNAVAILABLE.
   void RefuseNew();
 

@@ -125,7 +125,9 @@ class RunningWorker : public Worker {
         .on_joined = [this](bool joined) { SetServing(joined); },
         .drop_all = [this](const absl::Status& why) { shards_.Drop(why); },
         .drop_epoch = [this](const std::string& epoch,
-                             const absl::Status& why) { shards_.DropEpoch(epoch, why); }};
+                             const absl::Status& why) { shards_.DropEpoch(epoch, why); },
+        .recall = [this](uint64_t job,
+                         const absl::Status& why) { return shards_.Recall(job, why); }};
     join_ = std::make_unique<JoinClient>(std::move(join), seats_, std::move(hooks));
   }
 

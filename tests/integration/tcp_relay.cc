@@ -51,7 +51,8 @@ TcpRelay::TcpRelay(std::string address) {
     std::abort();
   }
   address_ = absl::StrCat("127.0.0.1:", ntohs(name.sin_port));
-  thread_ = std::thread([this, target = std::move(address)] { Serve(target); });
+  PassTo(address);
+  thread_ = std::thread([this] { Serve(); });
 }
 
 TcpRelay::~TcpRelay() {
@@ -60,20 +61,45 @@ TcpRelay::~TcpRelay() {
   close(listener_);
 }
 
-void TcpRelay::Cut() {
+void TcpRelay::PassTo(const std::string& address) {
   absl::MutexLock lock(&mu_);
-  if (std::exchange(cut_, true)) return;
-  shutdown(listener_, SHUT_RDWR);
+  target_ = address;
+}
+
+void TcpRelay::Break() {
+  absl::MutexLock lock(&mu_);
   for (const int end : ends_) {
     if (end >= 0) shutdown(end, SHUT_RDWR);
   }
 }
 
-void TcpRelay::Serve(const std::string& target) {
+void TcpRelay::Cut() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (std::exchange(cut_, true)) return;
+    shutdown(listener_, SHUT_RDWR);
+  }
+  Break();
+}
+
+void TcpRelay::Serve() {
+  const auto known = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return cut_ || !target_.empty(); };
+  std::string target;
+  {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(&known));
+    target = target_;
+  }
+  for (;;) {
+    const int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+    if (client < 0) return;
+    Pass(client, target);
+  }
+}
+
+void TcpRelay::Pass(int client, const std::string& target) {
   const size_t colon = target.rfind(':');
   const sockaddr_in name = NameOf(target.substr(0, colon), std::stoi(target.substr(colon + 1)));
-  const int client = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
-  if (client < 0) return;
   const int service = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   bool wanted = connect(service, Address(name), sizeof(name)) == 0;
   {

@@ -494,5 +494,37 @@ TEST(Admission, KeepsItsPromisesWhateverHappens) {
   }
 }
 
+TEST(Admission, PlansCountOnASuspectButNothingIsPlacedOnIt) {
+  Desk desk({});
+  desk.SetWorkers(Workers(2, 1 << 20));
+  std::vector<Admission::Capacity> workers = Workers(2, 1 << 20);
+  workers[0].suspect = true;
+  EXPECT_THAT(desk.SetWorkers(workers).refused, IsEmpty());
+  EXPECT_EQ(desk.group().workers, 2);
+  for (const JobId job : {1, 2}) {
+    const Admission::Decisions decisions = desk.Submit(job, Spec(64), OnWorkers(1));
+    ASSERT_THAT(Ids(decisions), ElementsAre(job));
+    EXPECT_THAT(decisions.admitted[0].workers, ElementsAre("w1"));
+  }
+  EXPECT_THAT(Ids(desk.Submit(3, Spec(64), OnWorkers(2))), IsEmpty());
+  EXPECT_EQ(desk.queued(), 1);
+  EXPECT_THAT(Ids(desk.SetWorkers(Workers(2, 1 << 20))), ElementsAre(3));
+}
+
+TEST(Admission, AJobThatWaitsForASuspectIsPlannedAnewWhenThatIsLost) {
+  Desk desk({});
+  std::vector<Admission::Capacity> workers = Workers(2, PeakOf(4'096, 2) * 5 / 4);
+  workers[0].suspect = true;
+  desk.SetWorkers(workers);
+  desk.Submit(1, Spec(4'096), OnWorkers(2));
+  desk.Submit(2, Spec(64), OnWorkers(0));
+  EXPECT_EQ(desk.queued(), 2);
+  workers.erase(workers.begin());
+  const Admission::Decisions decisions = desk.SetWorkers(workers);
+  EXPECT_TRUE(Refusal(decisions, 1).retry);
+  ASSERT_THAT(Ids(decisions), ElementsAre(2));
+  EXPECT_THAT(decisions.admitted[0].workers, ElementsAre("w1"));
+}
+
 }  // namespace
 }  // namespace ringserve

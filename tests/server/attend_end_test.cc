@@ -28,6 +28,7 @@ using test::kPatience;
 using test::kSlowness;
 using test::MakeRequest;
 using test::RankRun;
+using test::Recall;
 using test::Request;
 using test::WaitUntil;
 using ::testing::HasSubstr;
@@ -411,6 +412,65 @@ TEST_F(AttendEndTest, AWorkerThatIsNotThereAnyMoreIsUnavailable) {
   EXPECT_TRUE(RetryAfter(status).has_value());
 }
 
+// A call whose connection breaks, and says nothing of the worker.
+grpc::Status Break(RankRun& run) {
+  run.context().TryCancel();
+  return EndedEarly();
+}
+
+TEST_F(AttendEndTest, AfterABrokenConnectionMemoryIsFreeWhenTheWorkerSaysSo) {
+  for (const bool started : {false, true}) {
+    SCOPED_TRACE(started ? "running" : "uploading");
+    std::atomic<bool> breaks{true};
+    Serve();
+    FakeShard& worker = AddWorker(
+        [&](RankRun& run) {
+          if (!breaks.exchange(false)) return Echo(run);
+          return (started ? run.TakeJob() : run.TakeAssignment()) ? Break(run) : EndedEarly();
+        },
+        1 << 20);
+    worker.OnRecall(Recall::kHolds);
+    const Request request = MakeRequest(3'000);  // more than half of the memory
+    ExpectStatus(Result(request), absl::StatusCode::kUnavailable, "rank 0");
+    ASSERT_TRUE(WaitUntil([&] { return worker.recalled() != 0; }));
+    EXPECT_TRUE(AwaitUnfinished(0, 1));
+    EXPECT_EQ(coordinator_->Describe().workers(0).job() != 0, started) << "is it idle?";
+    const auto next = Open();
+    ASSERT_TRUE(next->SendHeader(request.header));
+    ASSERT_TRUE(AwaitUnfinished(1, 1)) << "the next one got in";
+    worker.Release(worker.recalled());
+    ASSERT_TRUE(next->SendTensors(request) && next->HalfClose());
+    const absl::Status status = next->Collect(request);
+    EXPECT_TRUE(status.ok()) << status;
+    End();
+  }
+}
+
+TEST_F(AttendEndTest, AfterABrokenConnectionALostWorkerIsNotWaitedFor) {
+  Serve();
+  FakeShard& worker =
+      AddWorker([](RankRun& run) { return run.TakeJob() ? Break(run) : EndedEarly(); });
+  worker.OnRecall(Recall::kIsSilent);
+  ExpectStatus(Result(MakeRequest()), absl::StatusCode::kUnavailable, "rank 0");
+  ASSERT_TRUE(WaitUntil([&] { return worker.recalled() != 0; }));
+  EXPECT_TRUE(AwaitUnfinished(0, 1));
+  worker.Leave();
+  ExpectNothingLeft();
+}
+
+TEST_F(AttendEndTest, AClientThatGoesAwayWhileUploadingFreesMemoryWhenTheWorkerSaysSo) {
+  Serve();
+  FakeShard& worker = AddWorker();
+  worker.OnRecall(Recall::kHolds);
+  auto call = Open();
+  ASSERT_TRUE(call->SendHeader(MakeRequest().header) && call->AwaitAccepted());
+  call.reset();
+  ASSERT_TRUE(WaitUntil([&] { return worker.recalled() != 0; }));
+  EXPECT_TRUE(AwaitUnfinished(0, 1));
+  worker.Release(worker.recalled());
+  ExpectNothingLeft();
+}
+
 // --- the service ends
 
 TEST_F(AttendEndTest, DrainingRefusesNewCallsAndFinishesWhatRuns) {
@@ -455,6 +515,17 @@ TEST_F(AttendEndTest, AbortingEndsEveryCallWithoutWaitingForAnyRank) {
   ExpectNothingLeft();
   go.Notify();
   End();
+}
+
+TEST_F(AttendEndTest, AbortingWaitsForNoWorkersWordEither) {
+  Serve();
+  FakeShard& worker =
+      AddWorker([](RankRun& run) { return run.TakeJob() ? Break(run) : EndedEarly(); });
+  worker.OnRecall(Recall::kIsSilent);
+  ExpectStatus(Result(MakeRequest()), absl::StatusCode::kUnavailable, "rank 0");
+  EXPECT_TRUE(AwaitUnfinished(0, 1));
+  calls_->AbortAll(absl::UnavailableError("the server shuts down"));
+  ExpectNothingLeft();
 }
 
 TEST_F(AttendEndTest, AFullQueueSaysWhenToComeBack) {

@@ -39,6 +39,7 @@ class Job : public JobListener {
     int admitted = 0, started = 0, failed = 0;
     v1::Start start;
     absl::Status status;
+    std::vector<int> released;
     bool disorder = false;
   };
 
@@ -59,6 +60,10 @@ class Job : public JobListener {
     seen_.disorder |= seen_.failed > 0;
     ++seen_.failed;
     seen_.status = status;
+  }
+  void OnRankReleased(int rank) override {
+    absl::MutexLock lock(&mu_);
+    seen_.released.push_back(rank);
   }
 
   Seen seen() {
@@ -99,6 +104,7 @@ class Member : public MemberListener {
       if (message.has_epoch()) epochs_.insert(message.epoch().id());
       if (!message.fence_epoch().empty()) epochs_.erase(message.fence_epoch());
       alive_ += message.alive();
+      if (message.recall_job() != 0) recalled_.insert(message.recall_job());
       // The epoch may come before Join has returned.
       if (message.has_epoch() && answers_) {
         mu_.Await(absl::Condition(
@@ -137,6 +143,12 @@ class Member : public MemberListener {
     message.set_leaving(true);
     coordinator_.Receive(id(), message);
   }
+  void AnswerRecall(uint64_t job, bool held) {
+    v1::WorkerMessage message;
+    message.mutable_recalled()->set_job(job);
+    message.mutable_recalled()->set_held(held);
+    coordinator_.Receive(id(), message);
+  }
   void SayBroken(const std::string& epoch) {
     v1::WorkerMessage message;
     message.set_epoch_broken(epoch);
@@ -155,6 +167,11 @@ class Member : public MemberListener {
   std::set<std::string> epochs() {
     absl::MutexLock lock(&mu_);
     return epochs_;
+  }
+  bool AwaitRecall(uint64_t job) {
+    const auto asked = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return recalled_.count(job) > 0; };
+    absl::MutexLock lock(&mu_);
+    return mu_.AwaitWithTimeout(absl::Condition(&asked), absl::FromChrono(kPatience));
   }
   int alive() {
     absl::MutexLock lock(&mu_);
@@ -180,6 +197,7 @@ class Member : public MemberListener {
   Coordinator::MemberId id_ ABSL_GUARDED_BY(mu_) = 0;
   std::string worker_id_ ABSL_GUARDED_BY(mu_);
   std::set<std::string> epochs_ ABSL_GUARDED_BY(mu_);
+  std::set<uint64_t> recalled_ ABSL_GUARDED_BY(mu_);
   int alive_ ABSL_GUARDED_BY(mu_) = 0;
   bool over_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mu_);
@@ -594,6 +612,64 @@ TEST_F(CoordinatorTest, AFinishedJobIsNotWatchedWhileItsRowsAreRead) {
   coordinator_->End(next_id, next->seen().status);
   EXPECT_TRUE(Run(2, &next_id)->AwaitStarted()) << "in the next epoch";
   EXPECT_EQ(slow->seen().failed, 0) << "its rows are final, whatever became of its epoch";
+}
+
+TEST_F(CoordinatorTest, ARankThatWentAstrayIsReleasedByItsWorkerOrItsLoss) {
+  Begin();
+  const auto members = JoinAll(2);
+  Coordinator::JobId id = 0;
+  const std::shared_ptr<Job> job = Run(2, &id);
+  ASSERT_TRUE(job->AwaitStarted());
+  const bool swapped = job->seen().grant.ranks[0].worker_id != members[0]->worker_id();
+  coordinator_->RankAstray(id, swapped ? 1 : 0, /*suspect=*/true);
+  coordinator_->RankAstray(id, swapped ? 0 : 1, /*suspect=*/true);
+  ASSERT_TRUE(members[0]->AwaitRecall(id) && members[1]->AwaitRecall(id));
+  members[0]->AnswerRecall(id, true);
+  members[0]->AnswerRecall(id, false);
+  EXPECT_TRUE(job->Await([](const Job::Seen& seen) { return !seen.released.empty(); }));
+  EXPECT_EQ(job->seen().released, std::vector<int>{swapped ? 1 : 0});
+  members[1]->Lose();
+  EXPECT_TRUE(job->Await([](const Job::Seen& seen) { return seen.released.size() == 2; }));
+  coordinator_->End(id, absl::OkStatus());
+  EXPECT_TRUE(coordinator_->AwaitIdle(kPatience));
+}
+
+TEST_F(CoordinatorTest, AWorkerWhoseCallBrokeGetsNoNewJobBeforeItHasAnswered) {
+  Begin();
+  const auto members = JoinAll(2);
+  Coordinator::JobId broken_id = 0, other_id = 0, next_id = 0, both_id = 0;
+  const std::shared_ptr<Job> broken = Run(1, &broken_id);
+  const std::shared_ptr<Job> other = Run(1, &other_id);
+  ASSERT_TRUE(broken->AwaitStarted() && other->AwaitStarted());
+  const std::string suspect = broken->seen().grant.ranks[0].worker_id;
+  const auto member = std::find_if(members.begin(), members.end(), [&](const auto& candidate) {
+    return candidate->worker_id() == suspect;
+  });
+  coordinator_->RankAstray(broken_id, 0, /*suspect=*/true);
+  coordinator_->End(broken_id, absl::OkStatus());  // it would be the idler of the two
+  const std::shared_ptr<Job> next = Submit(Header(1), &next_id);
+  ASSERT_TRUE(next->AwaitAdmitted());
+  EXPECT_FALSE(Uses(next->seen(), suspect));
+  const std::shared_ptr<Job> both = Submit(Header(2), &both_id);
+  ASSERT_TRUE(WaitUntil([&] { return coordinator_->Describe().queued_jobs() == 1; }));
+  (*member)->Beat();  // may have been under way
+  const int alive = (*member)->alive();
+  (*member)->Beat();
+  ASSERT_TRUE(WaitUntil([&] { return (*member)->alive() > alive; }));
+  EXPECT_EQ(both->seen().admitted, 0);
+  (*member)->AnswerRecall(broken_id, true);
+  EXPECT_TRUE(both->AwaitAdmitted());
+  EXPECT_EQ(both->seen().failed, 0);
+}
+
+TEST_F(CoordinatorTest, ACallThatWasBrokenFromHereMakesNobodySuspect) {
+  Begin();
+  const auto members = JoinAll(1);
+  Coordinator::JobId id = 0, next_id = 0;
+  ASSERT_TRUE(Run(1, &id)->AwaitStarted());
+  coordinator_->RankAstray(id, 0, /*suspect=*/false);
+  ASSERT_TRUE(members[0]->AwaitRecall(id));
+  EXPECT_TRUE(Submit(Header(1), &next_id)->AwaitAdmitted());
 }
 
 TEST_F(CoordinatorTest, ALeavingWorkerEndsItsJobsFirst) {

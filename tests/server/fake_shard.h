@@ -2,6 +2,7 @@
 // call does what the test says; and a membership without a Join call, that never falls silent.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "absl/synchronization/notification.h"
+#include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "proto/transport.h"
 #include "ringserve/v1/shard.grpc.pb.h"
@@ -138,6 +140,9 @@ inline grpc::Status Echo(RankRun& run) {
   return grpc::Status::OK;
 }
 
+// What a worker says when it is asked for a job whose call broke.
+enum class Recall { kReleases, kHolds, kIsSilent };
+
 class FakeShard : private v1::Shard::Service {
  public:
   using Script = std::function<grpc::Status(RankRun& run)>;
@@ -160,6 +165,12 @@ class FakeShard : private v1::Shard::Service {
   // Its Join call ends; what it serves goes on.
   void Leave() { coordinator_.Leave(membership_->id); }
 
+  // How it answers from now on.
+  void OnRecall(Recall answer) { membership_->answer = answer; }
+  // Says of this job that nothing of it is left.
+  void Release(uint64_t job) { membership_->Say(job, false); }
+  std::atomic<uint64_t>& recalled() { return membership_->recalled; }  // the last such job
+
   // Calls that run are broken, and no one is answered any more.
   void StopServing() { server_->Shutdown(std::chrono::system_clock::now()); }
 
@@ -168,6 +179,10 @@ class FakeShard : private v1::Shard::Service {
   struct Membership : MemberListener {
     explicit Membership(Coordinator& coordinator) : coordinator(coordinator) {}
     void Send(const v1::CoordinatorMessage& message) override {
+      if (message.recall_job() != 0) {
+        if (answer != Recall::kIsSilent) Say(message.recall_job(), answer == Recall::kHolds);
+        recalled = message.recall_job();
+      }
       if (!message.has_epoch()) return;
       joined.WaitForNotification();
       v1::WorkerMessage ready;
@@ -175,14 +190,23 @@ class FakeShard : private v1::Shard::Service {
       coordinator.Receive(id, ready);
     }
     void End(const absl::Status&) override {}
+    void Say(uint64_t job, bool held) {
+      v1::WorkerMessage message;
+      message.mutable_recalled()->set_job(job);
+      message.mutable_recalled()->set_held(held);
+      coordinator.Receive(id, message);
+    }
 
     Coordinator& coordinator;
     Coordinator::MemberId id = 0;
     absl::Notification joined;  // `id` is known
+    std::atomic<Recall> answer{Recall::kReleases};
+    std::atomic<uint64_t> recalled{0};
   };
 
   grpc::Status Run(grpc::ServerContext* context, RankRun::Stream* stream) override {
     RankRun run(*context, *stream);
+    context->AddTrailingMetadata(kReleasedKey, "1");
     return script_(run);
   }
 

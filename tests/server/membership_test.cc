@@ -52,6 +52,7 @@ std::string Print(const v1::CoordinatorMessage& message) {
     return absl::StrCat("epoch ", message.epoch().id(), " [", absl::StrJoin(members, " "),
                         "] index ", message.epoch().index());
   }
+  if (message.recall_job() != 0) return absl::StrCat("recall ", message.recall_job());
   return message.alive() ? "alive" : absl::StrCat("fence ", message.fence_epoch());
 }
 
@@ -67,6 +68,9 @@ std::string Print(const Membership::Action& action) {
   }
   if (const auto* over = std::get_if<Membership::EpochOver>(&action)) {
     return absl::StrCat("over ", over->epoch, ": ", over->reason);
+  }
+  if (const auto* released = std::get_if<Membership::Released>(&action)) {
+    return absl::StrCat("released ", released->worker_id, " job ", released->job);
   }
   const auto& note = std::get<Membership::Note>(action);
   return absl::StrCat(note.warning ? "warn: " : "note: ", note.text);
@@ -96,6 +100,9 @@ class Play {
     if (verb == "drained") return Print(membership_.Drained(words[1]));
     if (verb == "idle") return Print(membership_.Idle(words[1]));
     if (verb == "end-all") return Print(membership_.EndAll(absl::UnavailableError("shut down")));
+    if (verb == "recall" || verb == "suspect") {
+      return Print(membership_.Recall(words[1], Number(words[2]), verb == "suspect"));
+    }
     if (verb == "bind") return Bind({words.begin() + 1, words.end()});
     if (verb == "state") return State();
     v1::WorkerMessage message;
@@ -104,6 +111,10 @@ class Play {
     if (verb == "ready") message.set_epoch_ready(words[2]);
     if (verb == "broken") message.set_epoch_broken(words[2]);
     if (verb == "leaving") message.set_leaving(true);
+    if (verb == "holds" || verb == "free") {
+      message.mutable_recalled()->set_job(Number(words[2]));
+      message.mutable_recalled()->set_held(verb == "holds");
+    }
     return Print(membership_.Receive(Number(words[1]), message));
   }
 
@@ -134,7 +145,8 @@ class Play {
     std::string printed;
     for (const Membership::Member& member : membership_.members()) {
       absl::StrAppend(&printed, member.worker_id, " silent ", member.silence.count(),
-                      member.built ? " built" : "", member.leaving ? " leaving" : "", "\n");
+                      member.built ? " built" : "", member.leaving ? " leaving" : "",
+                      member.suspected_for.empty() ? "" : " suspect", "\n");
     }
     absl::StrAppend(&printed, "current '", membership_.current_epoch(), "' draining [",
                     absl::StrJoin(membership_.draining(), " "), "] parting [",
@@ -182,7 +194,7 @@ TEST_P(Transcript, IsWhatComesOut) {
 
 INSTANTIATE_TEST_SUITE_P(Membership, Transcript,
                          ::testing::Values("join", "loss", "silence", "broken", "leaving",
-                                           "newcomer", "strangers", "end_all"),
+                                           "newcomer", "strangers", "recall", "end_all"),
                          [](const auto& info) { return info.param; });
 
 absl::Status Refusal(const v1::Hello& hello) {
@@ -199,7 +211,7 @@ TEST(Membership, RefusesAnotherProtocolNamingBothVersions) {
   const absl::Status status = Refusal(hello);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("is 7"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("version 1"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("version 2"));
 }
 
 TEST(Membership, RefusesAWrongHelloNamingTheField) {

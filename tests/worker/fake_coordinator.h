@@ -73,6 +73,12 @@ class Member : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::Coordinator
     Send(message);
   }
 
+  void Recall(uint64_t job) {
+    v1::CoordinatorMessage message;
+    message.set_recall_job(job);
+    Send(message);
+  }
+
   bool AwaitEpochReady(const std::string& id) {
     return Await([&](const Seen& seen) {
       for (const auto& message : seen.messages) {

@@ -1,5 +1,6 @@
 #include "worker/join_client.h"
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -54,7 +55,12 @@ class Joining : public ::testing::Test {
             .on_joined = [this](bool joined) { Remember(joined ? "joined" : "not joined"); },
             .drop_all = [this](const absl::Status&) { Remember("drop all"); },
             .drop_epoch = [this](const std::string& epoch,
-                                 const absl::Status&) { Remember("drop " + epoch); }});
+                                 const absl::Status&) { Remember("drop " + epoch); },
+            .recall =
+                [this](uint64_t job, const absl::Status&) {
+                  Remember("recall " + std::to_string(job));
+                  return holds_.load();
+                }});
   }
 
   void Remember(const std::string& event) {
@@ -71,6 +77,7 @@ class Joining : public ::testing::Test {
   std::vector<std::string> events_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<absl::Status> communicator_end_ = std::make_shared<absl::Status>();
   bool build_fails_ = false;
+  std::atomic<bool> holds_{false};
   Seats seats_{[this](const v1::Epoch&) -> absl::StatusOr<std::shared_ptr<Communicator>> {
     if (build_fails_) return absl::InvalidArgumentError("no such device");
     return std::make_shared<Recorded>(communicator_end_);
@@ -164,6 +171,39 @@ TEST_F(Joining, TellsOfAnEpochThatItCannotBuild) {
   member.SendEpoch("e1", {"a"}, 0);
   EXPECT_TRUE(member.Await([](const Member::Seen& seen) {
     return Says(seen, [](const auto& message) { return message.epoch_broken() == "e1"; });
+  }));
+}
+
+TEST_F(Joining, AnswersForARecalledJobAtOnceAndWhenNothingOfItIsLeft) {
+  FakeCoordinator coordinator;
+  Join(coordinator.address());
+  ASSERT_TRUE(coordinator.AwaitJoins(1));
+  Member& member = coordinator.member(0);
+  member.Welcome("w1");
+  const auto answers = [&] {
+    std::vector<std::string> said;
+    member.Await([&](const Member::Seen& seen) {
+      for (const auto& message : seen.messages) {
+        if (!message.has_recalled()) continue;
+        said.push_back(std::to_string(message.recalled().job()) +
+                       (message.recalled().held() ? " held" : " free"));
+      }
+      return true;
+    });
+    return said;
+  };
+  member.Recall(7);
+  ASSERT_TRUE(WaitUntil([&] { return answers() == std::vector<std::string>{"7 free"}; }));
+  holds_ = true;
+  member.Recall(8);
+  ASSERT_TRUE(WaitUntil([&] { return answers().size() == 2; }));
+  int beats = 0;
+  member.Await([&](const Member::Seen& seen) { return (beats = seen.heartbeats) >= 0; });
+  ASSERT_TRUE(member.Await([&](const Member::Seen& seen) { return seen.heartbeats > beats + 2; }));
+  EXPECT_EQ(answers(), (std::vector<std::string>{"7 free", "8 held"}));
+  holds_ = false;
+  EXPECT_TRUE(WaitUntil([&] {
+    return answers() == std::vector<std::string>{"7 free", "8 held", "8 free"};
   }));
 }
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "proto/protocol.h"
 #include "tests/worker/job.h"
 
 namespace ringserve::test {
@@ -70,7 +71,7 @@ TEST(WorkerProcess, TakesItsOptionsFromTheEnvironment) {
                                      {"RINGSERVE_ADVERTISE", "worker.example:1234"}});
   ASSERT_TRUE(coordinator.AwaitJoins(1)) << worker->log();
   const v1::Hello hello = coordinator.member(0).hello();
-  EXPECT_EQ(hello.protocol_version(), 1);
+  EXPECT_EQ(hello.protocol_version(), kProtocolVersion);
   EXPECT_EQ(hello.address(), "worker.example:1234");
   EXPECT_EQ(hello.device(), "cpu");
   EXPECT_EQ(hello.threads(), 3);
