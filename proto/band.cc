@@ -54,6 +54,13 @@ Band Normalized(const Band& band) {
   return box;
 }
 
+Band Intersection(const Band& a, const Band& b) {
+  Band both = a;
+  both.lo = std::max(a.lo, b.lo);
+  both.hi = std::min(a.hi, b.hi);
+  return Cut(both, b.q_begin, b.q_end, b.k_begin, b.k_end);
+}
+
 Band Shifted(const Band& band, int64_t dq, int64_t dk) {
   Band shifted = band;
   shifted.q_begin += dq;

@@ -1,6 +1,6 @@
 // Bands: the arithmetic of mask slices. A band is a rectangle of (query, key) pairs cut by two
 // diagonals. Closed under cutting into rectangles and under shifting, so the planner (area = work),
-// the tiles and the tests use the same few lines. Pure integers; coordinates lie within +-2^41,
+// the tiles and the tests use the same few lines. Pure integers; coordinates lie within +-2^42,
 // areas may reach 2^63.
 #pragma once
 
@@ -28,6 +28,9 @@ Band Cut(const Band& band, int64_t q_begin, int64_t q_end, int64_t k_begin, int6
 
 // Shrinks to the bounding box; drops diagonals that cut nothing. Cut with the band's own rectangle.
 Band Normalized(const Band& band);
+
+// The pairs that both show, normalized.
+Band Intersection(const Band& a, const Band& b);
 
 // The same pairs with every query moved by dq and every key by dk.
 Band Shifted(const Band& band, int64_t dq, int64_t dk);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,8 @@
 
 #include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
+#include "proto/band_overlap.h"
+#include "proto/slice.h"
 #include "proto/tensor_shape.h"
 
 namespace ringserve {
@@ -195,6 +198,18 @@ absl::Status CheckSlice(const v1::Slice& slice, const v1::AttentionSpec& spec) {
   return status;
 }
 
+// `slices` passed CheckSlice. A pair that two slices show would count twice.
+absl::Status CheckDisjoint(const google::protobuf::RepeatedPtrField<v1::Slice>& slices) {
+  std::vector<Band> bands;
+  bands.reserve(slices.size());
+  for (const v1::Slice& slice : slices) bands.push_back(ToBand(slice));
+  const std::optional<BandOverlap> overlap = FindOverlap(bands);
+  if (!overlap) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      Indexed("slices", static_cast<int>(overlap->second)), " shows query ", overlap->q, " key ",
+      overlap->k, ", as slices[", overlap->first, "] does: slices must be disjoint"));
+}
+
 absl::Status CheckMask(const v1::Mask& mask, const v1::AttentionSpec& spec) {
   const v1::Window& window = mask.window();
   absl::Status status = CheckRange("q_offset", mask.q_offset(), -kMaxOffset, kMaxOffset);
@@ -215,7 +230,7 @@ absl::Status CheckMask(const v1::Mask& mask, const v1::AttentionSpec& spec) {
     status = CheckSlice(mask.slices(i), spec);
     if (!status.ok()) return Within(Indexed("slices", i), status);
   }
-  return status;
+  return status.ok() ? CheckDisjoint(mask.slices()) : status;
 }
 
 absl::Status CheckSpec(const v1::AttentionSpec& spec) {
@@ -248,17 +263,6 @@ absl::Status CheckSpec(const v1::AttentionSpec& spec) {
 
 // `spec` passed CheckSpec.
 absl::Status CheckSpecServed(const v1::AttentionSpec& spec) {
-  for (int i = 0; i < spec.masks_size(); ++i) {
-    const v1::Mask& mask = spec.masks(i);
-    const std::pair<const char*, bool> fields[] = {
-        {"window", mask.has_window()},  {"sinks", mask.sinks() != 0},
-        {"prefix", mask.prefix() != 0}, {"documents", mask.has_documents()},
-        {"blocks", mask.has_blocks()},  {"slices", !mask.slices().empty()},
-    };
-    for (const auto& [field, given] : fields) {
-      if (given) return Unserved(absl::StrCat(Indexed("spec.masks", i), ".", field));
-    }
-  }
   if (spec.has_softcap()) return Unserved("spec.softcap");
   if (spec.has_bias()) return Unserved("spec.bias");
   if (spec.alibi_slopes()) return Unserved("spec.alibi_slopes");

@@ -233,6 +233,11 @@ void AttendCall::OpenRanks() {
     request.mutable_assignment()->set_job(job);
     request.mutable_assignment()->set_request_id(request_id);
     assignments.push_back(EncodeProto(request));
+    if (assignments.back().Length() <= static_cast<size_t>(kReceiveLimitBytes)) continue;
+    absl::MutexLock lock(&mu_);
+    return FailLocked(absl::FailedPreconditionError(absl::StrCat(
+        "spec.masks make ", assignments.back().Length(), " bytes of work for rank ", rank, " of ",
+        plan->ranks(), ", limit ", kReceiveLimitBytes, ": more workers make fewer")));
   }
   absl::MutexLock lock(&mu_);
   if (state_ != State::kAccepting) return;

@@ -43,7 +43,7 @@ void Planner::Run() {
     absl::StatusOr<Plan> plan =
         MakePlan(*request.spec, request.options, request.group, measurements_);
     if (plan.ok()) {
-      plan->spec.clear_masks();  // the bands say it all, in a fraction of the bytes
+      plan->spec.clear_masks();  // the bands say it all
       done_(request, std::make_shared<const Plan>(*std::move(plan)));
     } else {
       done_(request, plan.status());

@@ -11,14 +11,23 @@
 
 namespace ringserve {
 
+// The most bands of a request, over all batch rows that have masks of their own.
+inline constexpr int64_t kMostBands = 1 << 18;
+
+// The most comparisons of a request's bands with its blocks and slices.
+inline constexpr int64_t kMostComparisons = 1 << 26;
+
 // One list of bands that holds for all batch rows, or one per batch row. The bands of a list are
 // disjoint, normalized, never empty and sorted by (q_begin, k_begin); a list without bands sees
-// nothing. `spec` is valid (proto/validate.h). UNIMPLEMENTED: a mask field that is not compiled;
-// names it.
+// nothing. `spec` is valid (proto/validate.h).
+// O((documents + block bits + slices + bands) log n), but for slices and blocks whose boxes meet
+// without a common pair: kMostComparisons bounds these.
+// FAILED_PRECONDITION: more than kMostBands, in the end or of one condition on the way there, or
+//   more than kMostComparisons; names the mask, the number and the limit.
 absl::StatusOr<std::vector<std::vector<Band>>> CompileMasks(const v1::AttentionSpec& spec);
 
-// For people: "full", "causal", "causal, q_offset 5", "causal, bottom-right", "4 masks, one per
-// batch row".
+// For people: "full", "causal", "causal, q_offset 5", "causal, window 1023 left, all right, 4
+// sinks, 32 documents", "blocks of 128 x 128", "4 masks, one per batch row".
 std::string DescribeMasks(const v1::AttentionSpec& spec);
 
 }  // namespace ringserve

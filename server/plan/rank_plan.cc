@@ -3,7 +3,7 @@
 #include <optional>
 #include <set>
 
-#include "server/plan/band_index.h"
+#include "server/plan/band_tree.h"
 #include "server/plan/plan.h"
 #include "server/plan/position_index.h"
 #include "server/plan/tiles.h"
@@ -29,13 +29,13 @@ v1::Tile ToTile(const Band& band, int owner, int batch_row) {
 
 // What the bands of one batch row show to one rank's queries, by owner of the keys, in local rows.
 std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
-                                               const PositionIndex& kv, const BandIndex& bands) {
+                                               const PositionIndex& kv, const BandTree& bands) {
   std::map<int, std::vector<Band>> pieces;
   for (const Placed& queries : q) {
-    const auto [begin, end] = queries.segment;
-    for (const Band& band : bands.Near(begin, end)) {
+    const int64_t begin = queries.segment.begin, end = queries.segment.end;
+    bands.ForEachNearQueries(begin, end, [&](const Band& band) {
       const Band strip = Cut(band, begin, end, band.k_begin, band.k_end);
-      if (Empty(strip)) continue;
+      if (Empty(strip)) return;
       for (const Placed& keys : kv.Overlapping(strip.k_begin, strip.k_end)) {
         const Band piece =
             Cut(strip, strip.q_begin, strip.q_end, keys.segment.begin, keys.segment.end);
@@ -43,13 +43,13 @@ std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
         pieces[keys.rank].push_back(
             Shifted(piece, queries.local - begin, keys.local - keys.segment.begin));
       }
-    }
+    });
   }
   return pieces;
 }
 
 void AddTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
-              const PositionIndex& kv, const BandIndex& bands, TilesByOwner& tiles) {
+              const PositionIndex& kv, const BandTree& bands, TilesByOwner& tiles) {
   const std::vector<Placed> q = PlacedSegments(plan.q.row(batch_row), rank);
   for (const auto& [owner, pieces] : PiecesByOwner(q, kv, bands)) {
     for (const Band& tile :
@@ -64,16 +64,16 @@ bool SharedBands(const Plan& plan) { return plan.bands.size() == 1; }
 TilesByOwner TilesOfRank(const Plan& plan, int rank) {
   TilesByOwner tiles;
   const PositionIndex first_kv(plan.kv.rows[0]);
-  const BandIndex first_bands(plan.bands[0]);
+  const BandTree first_bands(plan.bands[0]);
   if (plan.q.shared() && plan.kv.shared() && SharedBands(plan)) {
     AddTiles(plan, rank, 0, -1, first_kv, first_bands, tiles);
     return tiles;
   }
   for (int64_t b = 0; b < plan.spec.batch(); ++b) {
     const PositionIndex* kv = &first_kv;
-    const BandIndex* bands = &first_bands;
+    const BandTree* bands = &first_bands;
     std::optional<PositionIndex> own_kv;
-    std::optional<BandIndex> own_bands;
+    std::optional<BandTree> own_bands;
     if (!plan.kv.shared()) kv = &own_kv.emplace(plan.kv.rows[b]);
     if (!SharedBands(plan)) bands = &own_bands.emplace(plan.bands[b]);
     AddTiles(plan, rank, b, static_cast<int>(b), *kv, *bands, tiles);
@@ -87,13 +87,13 @@ std::set<int> ReadersOf(const Plan& plan, int owner) {
   const size_t rows = std::max({plan.q.rows.size(), plan.kv.rows.size(), plan.bands.size()});
   for (size_t b = 0; b < rows; ++b) {
     const PositionIndex q(plan.q.row(b));
-    const std::vector<Band>& bands = SharedBands(plan) ? plan.bands[0] : plan.bands[b];
+    const BandTree bands(SharedBands(plan) ? plan.bands[0] : plan.bands[b]);
     for (const Segment& keys : plan.kv.row(b)[owner]) {
-      for (const Band& band : bands) {
+      bands.ForEachNearKeys(keys.begin, keys.end, [&](const Band& band) {
         const Band seen = Cut(band, band.q_begin, band.q_end, keys.begin, keys.end);
         for (const Placed& queries : q.Overlapping(seen.q_begin, seen.q_end))
           readers.insert(queries.rank);
-      }
+      });
     }
   }
   readers.erase(owner);

@@ -40,13 +40,19 @@ void Split(const Band& band, std::vector<Band>& tiles) {
   }
 }
 
+// A narrow window gets low tiles: their masks would be mostly hidden otherwise.
+int64_t MostMaskedQueries(const Band& band) {
+  if (band.hi == Band::kUnboundedHi) return kMaskedTileQueries;
+  return std::clamp(band.hi - band.lo + 1, kSmallestMaskedQueries, kMaskedTileQueries);
+}
+
+bool IsSmall(const Band& band) {
+  return Queries(band) <= MostMaskedQueries(band) && Keys(band) <= kMaskedTileKeys;
+}
+
 void SplitWindow(const Band& band, std::vector<Band>& tiles) {
   const bool has_hi = band.hi != Band::kUnboundedHi;
-  // A narrow window gets low tiles: their masks would be mostly hidden otherwise.
-  const int64_t most_queries =
-      has_hi ? std::clamp(band.hi - band.lo + 1, kSmallestMaskedQueries, kMaskedTileQueries)
-             : kMaskedTileQueries;
-  if (Queries(band) <= most_queries && Keys(band) <= kMaskedTileKeys) {
+  if (IsSmall(band)) {
     tiles.push_back(band);
     return;
   }
@@ -117,6 +123,25 @@ void FuseQueries(std::vector<Band>& tiles) {
 }
 
 }  // namespace
+
+int64_t MostTiles(const Band& piece) {
+  if (Empty(piece)) return 0;
+  if (IsFull(piece)) return 1;
+  if (piece.lo == Band::kUnboundedLo) return 2;
+  if (IsSmall(piece)) return 1;
+  const int64_t queries = Queries(piece);
+  // An edge is halved until its triangles have no more than kMaskedTileQueries rows; what all rows
+  // of a half see is a tile, too.
+  const int64_t edge = queries / (kMaskedTileQueries / 4) + 1;
+  if (piece.hi == Band::kUnboundedHi) return edge + 1;
+  // A window is halved until a part is small, or has keys that all its rows see: then it has an
+  // edge, these keys, and what is left to a diagonal.
+  const int64_t width = piece.hi - piece.lo + 1;
+  const int64_t wide = kMaskedTileQueries + kWorthwhileKeys;
+  if (width >= wide) return edge + 5 * (2 * queries / (width - kWorthwhileKeys) + 1);
+  const int64_t halvings = width + MostMaskedQueries(piece) > kMaskedTileKeys ? 4 : 2;
+  return halvings * queries / MostMaskedQueries(piece) + 1;
+}
 
 bool IsCornerCausal(const Band& tile) {
   return tile.lo == Band::kUnboundedLo && tile.hi == tile.k_begin - tile.q_begin &&

@@ -26,6 +26,9 @@ inline constexpr int64_t kMaskedTileKeys = 1152;
 // Sorted by (q_begin, k_begin).
 std::vector<Band> TilesOf(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows);
 
+// At least as many tiles as `piece`, normalized, becomes; in closed form.
+int64_t MostTiles(const Band& piece);
+
 // The second kind above. `tile` is normalized.
 bool IsCornerCausal(const Band& tile);
 

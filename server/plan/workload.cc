@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <tuple>
 
-#include "server/plan/band_index.h"
+#include "server/plan/band_tree.h"
 #include "server/plan/position_index.h"
+#include "server/plan/tiles.h"
 
 namespace ringserve {
 namespace {
@@ -45,7 +46,7 @@ class Survey {
  public:
   Survey(const RowLayout& q, const RowLayout& kv, std::vector<RowGroup> groups, Workload& workload)
       : kv_(kv), groups_(std::move(groups)), workload_(workload) {
-    for (const RowGroup& group : groups_) indexes_.emplace_back(*group.bands);
+    for (const RowGroup& group : groups_) trees_.emplace_back(*group.bands);
     for (int rank = 0; rank < workload.ranks; ++rank) {
       const std::vector<Placed> placed = PlacedSegments(q, rank);
       q_.insert(q_.end(), placed.begin(), placed.end());
@@ -60,7 +61,8 @@ class Survey {
       ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
         workload_.work[queries.rank] += Area(strip) * rows;
         const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
-        pieces[queries.rank] += crossed * (groups_.size() == 1 ? 1 : rows);
+        const int64_t windows = strip.lo == Band::kUnboundedLo ? 0 : MostTiles(strip) / 2;
+        pieces[queries.rank] += (crossed + windows) * (groups_.size() == 1 ? 1 : rows);
         workload_.piece_pairs += crossed;
         seen.push_back({strip.k_begin, strip.k_end});
       });
@@ -96,11 +98,11 @@ class Survey {
   template <typename Visit>
   void ForEachStrip(const Placed& queries, Visit visit) const {
     for (size_t i = 0; i < groups_.size(); ++i) {
-      const auto [begin, end] = queries.segment;
-      for (const Band& band : indexes_[i].Near(begin, end)) {
+      const int64_t begin = queries.segment.begin, end = queries.segment.end;
+      trees_[i].ForEachNearQueries(begin, end, [&](const Band& band) {
         const Band strip = Cut(band, begin, end, band.k_begin, band.k_end);
         if (!Empty(strip)) visit(strip, groups_[i].rows);
-      }
+      });
     }
   }
 
@@ -121,7 +123,7 @@ class Survey {
   std::vector<Placed> q_;
   PositionIndex kv_;
   std::vector<RowGroup> groups_;
-  std::vector<BandIndex> indexes_;
+  std::vector<BandTree> trees_;
   Workload& workload_;
 };
 

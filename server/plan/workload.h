@@ -22,8 +22,10 @@ struct Workload {
   std::vector<bool>
       needs;  // [rank * ranks + owner]: a pair of rank's queries and owner's keys is visible
   std::vector<int>
-      reach;           // by owner: how many ranks up the ring the last one that needs its shard is
-  int64_t pieces = 0;  // of the busiest rank: what its number of tiles grows with
+      reach;  // by owner: how many ranks up the ring the last one that needs its shard is
+  // Of the busiest rank: what its number of tiles grows with. A window's tiles, by twos, are
+  // pieces.
+  int64_t pieces = 0;
   int64_t piece_pairs = 0;  // of all ranks: what this computation cost
 
   bool Needs(int rank, int owner) const { return needs[static_cast<size_t>(rank) * ranks + owner]; }

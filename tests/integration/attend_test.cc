@@ -14,6 +14,7 @@
 #include "tests/integration/request.h"
 #include "tests/support/cluster.h"
 #include "tests/support/random.h"
+#include "tests/support/random_mask.h"
 
 namespace ringserve::test {
 namespace {
@@ -59,12 +60,8 @@ v1::AttendHeader RandomHeader(Random& random) {
                                       v1::TENSOR_LAYOUT_BSHD, v1::TENSOR_LAYOUT_BSHD}));
   if (random.Chance(0.3)) spec.set_scale(random.Normal());
   const int64_t masks = random.Pick<int64_t>({0, 1, spec.batch()});
-  for (int64_t i = 0; i < masks; ++i) {
-    v1::Mask& mask = *spec.add_masks();
-    mask.set_causal(random.Chance(0.8));
-    if (random.Chance(0.3)) mask.set_bottom_right(true);
-    if (random.Chance(0.3)) mask.set_q_offset(random.Between(-spec.q_len() - 5, spec.kv_len() + 5));
-  }
+  for (int64_t i = 0; i < masks; ++i)
+    *spec.add_masks() = RandomMask(random, spec.q_len(), spec.kv_len());
   v1::AttentionOptions& options = *header.mutable_options();
   options.set_balancer(random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO,
                                     v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}));
@@ -282,23 +279,6 @@ TEST_F(AttendTest, RefusesWhatIsNotServedNamingTheField) {
   refused([](Header& h) { h.mutable_spec()->set_alibi_slopes(true); }, "spec.alibi_slopes");
   refused([](Header& h) { h.mutable_spec()->set_sink_logits(true); }, "spec.sink_logits");
   refused([](Header& h) { h.mutable_spec()->set_dropout(0.5); }, "spec.dropout");
-  const auto mask = [](Header& h) -> v1::Mask& {
-    h.mutable_spec()->add_masks()->set_causal(true);
-    return *h.mutable_spec()->mutable_masks(0);
-  };
-  refused([&](Header& h) { mask(h).mutable_window()->set_left(2); }, "spec.masks[0].window");
-  refused([&](Header& h) { mask(h).set_prefix(2); }, "spec.masks[0].prefix");
-  refused([&](Header& h) { mask(h).mutable_documents()->add_q_lengths(8); },
-          "spec.masks[0].documents");
-  refused(
-      [&](Header& h) {
-        v1::BlockMask& blocks = *mask(h).mutable_blocks();
-        blocks.set_q_block(8);
-        blocks.set_kv_block(8);
-        blocks.set_bits("\1");
-      },
-      "spec.masks[0].blocks");
-  refused([&](Header& h) { mask(h).add_slices()->set_q_end(1); }, "spec.masks[0].slices");
   refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
           "options.balancer");
   refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },

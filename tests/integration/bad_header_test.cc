@@ -124,6 +124,25 @@ TEST_F(BadHeaderTest, NamesTheFieldThatIsWrong) {
       {[](Header& h) { h.mutable_spec()->add_masks()->set_sinks(4); }, "spec.masks[0].sinks"},
       {[](Header& h) { h.mutable_spec()->add_masks()->set_q_offset(1ll << 41); },
        "spec.masks[0].q_offset"},
+      {[](Header& h) { h.mutable_spec()->add_masks()->mutable_window()->set_left(-1); },
+       "spec.masks[0].window.left is -1"},
+      {[](Header& h) { h.mutable_spec()->add_masks()->mutable_documents()->add_q_lengths(9); },
+       "spec.masks[0].documents.q_lengths is 9 in all: at most spec.q_len (8)"},
+      {[](Header& h) {
+         v1::BlockMask& blocks = *h.mutable_spec()->add_masks()->mutable_blocks();
+         blocks.set_q_block(4);
+         blocks.set_kv_block(4);
+         blocks.set_bits("x");
+       },
+       "spec.masks[0].blocks.bits is 1 bytes: must be 2"},
+      {[](Header& h) {
+         v1::Mask& mask = *h.mutable_spec()->add_masks();
+         for (int i = 0; i < 2; ++i) {
+           mask.add_slices()->set_q_end(2);
+           mask.mutable_slices(i)->set_k_end(2);
+         }
+       },
+       "spec.masks[0].slices[1] shows query 0 key 0, as slices[0] does"},
       {[](Header& h) { h.set_request_id(std::string(129, 'x')); }, "request_id is 129 bytes"},
       {[](Header& h) { h.set_request_id("two\nlines"); }, "request_id"},
   };

@@ -216,6 +216,35 @@ TEST(Planner, PlansAMillionTokensOverAThousandRanksAtOnce) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10) * kSlowness);
 }
 
+TEST(Planner, PlansAMillionTokensInTenThousandDocumentsAtOnce) {
+  v1::AttentionSpec spec = CausalSpec(1'000'000);
+  v1::Mask& mask = *spec.mutable_masks(0);
+  mask.mutable_window()->set_left(63);
+  mask.set_sinks(2);
+  uint64_t visible = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    const int64_t length = 50 + i % 101;
+    mask.mutable_documents()->add_q_lengths(length);
+    for (int64_t p = 0; p < length; ++p) visible += std::min<int64_t>(p + 1, p < 65 ? 65 : 66);
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const Plan plan = PlanOf(spec, Options(0), 64);
+  EXPECT_EQ(std::accumulate(plan.work.begin(), plan.work.end(), uint64_t{0}), visible);
+  EXPECT_FALSE(StepsFor(plan, 0).empty());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5) * kSlowness);
+}
+
+TEST(Planner, CountsTheTilesOfAWindowThatDoNotFitIntoOneMessage) {
+  v1::AttentionSpec spec = CausalSpec(100'000'000);
+  spec.mutable_masks(0)->mutable_window()->set_left(63);
+  const absl::Status refused = MakePlan(spec, Options(1), {1}, DefaultMeasurements()).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("limit 65536"));
+  spec.set_q_len(2'000'000);
+  spec.set_kv_len(2'000'000);
+  EXPECT_LT(AssignmentFor(PlanOf(spec, Options(1), 1), 0).ByteSizeLong(), size_t{8} << 20);
+}
+
 TEST(Planner, LooksForTheBestNumberOfManyWorkersInBoundedTime) {
   const auto begin = std::chrono::steady_clock::now();
   for (const int64_t length : {1'000, 100'000, 10'000'000}) {

@@ -139,5 +139,24 @@ TEST(Tiles, OfAWideWindowAreMostlyFull) {
   EXPECT_GT(full, Area(pieces[0]) / 2);
 }
 
+TEST(Tiles, OfAPieceAreNoMoreThanForetold) {
+  Random random(4);
+  for (int i = 0; i < 20'000; ++i) {
+    const int64_t q_rows = random.BetweenByMagnitude(1, 20'000);
+    const int64_t k_rows = random.BetweenByMagnitude(1, 20'000);
+    Band piece{.q_end = q_rows, .k_end = k_rows};
+    if (random.Chance(0.9)) piece.lo = random.Between(-q_rows, k_rows);
+    if (random.Chance(0.8)) {
+      piece.hi = piece.lo == Band::kUnboundedLo
+                     ? random.Between(-q_rows, k_rows)
+                     : piece.lo + random.BetweenByMagnitude(1, 20'000) - 1;
+    }
+    piece = Normalized(piece);
+    if (Empty(piece)) continue;
+    ASSERT_LE(static_cast<int64_t>(TilesOf({piece}, q_rows, k_rows).size()), MostTiles(piece))
+        << ToString(piece);
+  }
+}
+
 }  // namespace
 }  // namespace ringserve::test

@@ -166,8 +166,10 @@ TEST_F(AttendTest, BadHeadersAreRefusedNamingTheField) {
       {"workers", [](auto& h) { h.mutable_options()->set_workers(-1); }, kInvalid,
        "options.workers"},
       {"request id", [](auto& h) { h.set_request_id("a\nb"); }, kInvalid, "request_id"},
-      {"window", [](auto& h) { h.mutable_spec()->add_masks()->mutable_window(); },
-       absl::StatusCode::kUnimplemented, "window"},
+      {"window", [](auto& h) { h.mutable_spec()->add_masks()->mutable_window()->set_left(-1); },
+       kInvalid, "window.left is -1"},
+      {"bias", [](auto& h) { h.mutable_spec()->mutable_bias(); },
+       absl::StatusCode::kUnimplemented, "bias"},
       {"masks",
        [](auto& h) {
          h.mutable_spec()->set_batch(65'537);

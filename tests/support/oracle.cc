@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -140,27 +139,6 @@ Inputs RandomInputs(const v1::AttentionSpec& spec, uint64_t seed, double gain) {
   inputs.k = RandomTensor(random, kv_rows * spec.head_dim(), 1, spec.dtype());
   inputs.v = RandomTensor(random, kv_rows * Dims(spec).value_dim, 1, spec.dtype());
   return inputs;
-}
-
-Sees MaskOf(const v1::AttentionSpec& spec) {
-  struct Causal {
-    bool causal;
-    int64_t q_offset;
-  };
-  std::vector<Causal> rows;
-  for (const v1::Mask& mask : spec.masks()) {
-    if (mask.has_window() || mask.sinks() || mask.prefix() || mask.has_documents() ||
-        mask.has_blocks() || mask.slices_size()) {
-      throw std::invalid_argument("the oracle knows causal masks and alignments alone");
-    }
-    rows.push_back(
-        {mask.causal(), mask.bottom_right() ? spec.kv_len() - spec.q_len() : mask.q_offset()});
-  }
-  if (rows.empty()) rows.push_back({false, 0});
-  return [rows](int64_t batch_row, int64_t q, int64_t k) {
-    const Causal& mask = rows[rows.size() == 1 ? 0 : batch_row];
-    return !mask.causal || k <= mask.q_offset + q;
-  };
 }
 
 Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs) {

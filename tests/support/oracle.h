@@ -24,8 +24,7 @@ Inputs RandomInputs(const v1::AttentionSpec& spec, uint64_t seed, double gain = 
 // Does query `q` of batch row `batch_row` see key `k`?
 using Sees = std::function<bool(int64_t batch_row, int64_t q, int64_t k)>;
 
-// The spec's masks as attention.proto says them. Throws std::invalid_argument for a field that is
-// not served.
+// The spec's masks as attention.proto says them, pair by pair. `spec` is valid; it is copied.
 Sees MaskOf(const v1::AttentionSpec& spec);
 
 struct Reference {

@@ -2,28 +2,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/support/random.h"
+#include "tests/support/random_mask.h"
 
 namespace ringserve::test {
 namespace {
-
-v1::Mask RandomMask(Random& random, const v1::AttentionSpec& spec) {
-  v1::Mask mask;
-  mask.set_causal(random.Chance(0.85));
-  switch (random.Between(0, 4)) {
-    case 0:
-      mask.set_bottom_right(true);
-      break;
-    case 1:  // hides some rows' keys, shows others all
-      mask.set_q_offset(random.Between(-spec.q_len(), spec.kv_len()));
-      break;
-    case 2:  // about the ends, where all or nothing is seen
-      mask.set_q_offset(random.Pick({-spec.q_len(), spec.kv_len()}) + random.Between(-2, 2));
-      break;
-    default:
-      break;
-  }
-  return mask;
-}
 
 void SetDims(Random& random, int64_t most_rows, v1::AttentionSpec& spec) {
   spec.set_batch(random.Pick({1, 1, 1, 2, 3}));
@@ -65,10 +47,11 @@ Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows) {
   c.spec.set_tensor_layout(
       random.Pick({v1::TENSOR_LAYOUT_UNSPECIFIED, v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}));
   SetScale(random, c.spec);
+  const auto mask = [&] { return RandomMask(random, c.spec.q_len(), c.spec.kv_len()); };
   if (random.Chance(0.2)) {
-    for (int64_t b = 0; b < c.spec.batch(); ++b) *c.spec.add_masks() = RandomMask(random, c.spec);
+    for (int64_t b = 0; b < c.spec.batch(); ++b) *c.spec.add_masks() = mask();
   } else if (random.Chance(0.8)) {
-    *c.spec.add_masks() = RandomMask(random, c.spec);
+    *c.spec.add_masks() = mask();
   }
   c.options.set_balancer(
       random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO, v1::BALANCER_CONTIGUOUS,
