@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,10 @@
 #include "proto/validate.h"
 
 namespace ringserve {
+
+inline constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
+inline constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
+inline constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 inline v1::AttendHeader ValidHeader() {
   v1::AttendHeader header;

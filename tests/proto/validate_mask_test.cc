@@ -1,5 +1,4 @@
 // Masks that a stranger may get wrong: the status names the field, its value and the limit.
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -13,10 +12,6 @@ namespace ringserve {
 namespace {
 
 using testing::HasSubstr;
-
-constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
-constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
-constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 TEST(ValidateMask, RefusesWhatContradictsItself) {
   ExpectInvalid({

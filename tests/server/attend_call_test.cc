@@ -168,8 +168,8 @@ TEST_F(AttendTest, BadHeadersAreRefusedNamingTheField) {
       {"request id", [](auto& h) { h.set_request_id("a\nb"); }, kInvalid, "request_id"},
       {"window", [](auto& h) { h.mutable_spec()->add_masks()->mutable_window()->set_left(-1); },
        kInvalid, "window.left is -1"},
-      {"bias", [](auto& h) { h.mutable_spec()->mutable_bias(); },
-       absl::StatusCode::kUnimplemented, "bias"},
+      {"bias", [](auto& h) { h.mutable_spec()->mutable_bias(); }, absl::StatusCode::kUnimplemented,
+       "bias"},
       {"masks",
        [](auto& h) {
          h.mutable_spec()->set_batch(65'537);
