@@ -4,9 +4,11 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -30,6 +32,29 @@ absl::Status DieWithParent() {
         absl::StrCat("parent process ", parent, " has ended: the parent is now ", now));
   }
   return absl::OkStatus();
+}
+
+sigset_t HoldEndSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+void EndAtOnce(sigset_t signals, std::chrono::milliseconds patience, int late_code) {
+  using std::chrono::steady_clock;
+  const auto end = steady_clock::now() + patience;
+  for (;;) {
+    const auto left = std::max(end - steady_clock::now(), steady_clock::duration::zero());
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(left);
+    const timespec wait = {.tv_sec = seconds.count(),
+                           .tv_nsec = std::chrono::nanoseconds(left - seconds).count()};
+    const int signal = sigtimedwait(&signals, nullptr, &wait);
+    if (signal > 0) _exit(128 + signal);
+    if (errno == EAGAIN) _exit(late_code);  // else interrupted, as by a debugger
+  }
 }
 
 }  // namespace ringserve

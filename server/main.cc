@@ -1,6 +1,5 @@
 // ringserve-server: the coordinator's parts, wired; how the process begins and how it ends.
 #include <malloc.h>
-#include <pthread.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -135,25 +134,8 @@ int Fail(int code, const absl::Status& status) {
   return code;
 }
 
-// Every thread that starts later inherits this: the signals wait for whoever asks.
-sigset_t HoldSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
-// Ends the process at the next signal, or when it has outstayed its time. Never returns.
-void EndAtOnce(sigset_t signals, milliseconds patience) {
-  const timespec left = {.tv_sec = std::chrono::ceil<std::chrono::seconds>(patience).count()};
-  const int signal = sigtimedwait(&signals, nullptr, &left);
-  _exit(signal > 0 ? 128 + signal : kExitUnfinished);
-}
-
 int Serve(const ServerOptions& options) {
-  const sigset_t signals = HoldSignals();
+  const sigset_t signals = HoldEndSignals();
   const auto credentials = MakeServerCredentials(options.tls);
   if (!credentials.ok()) return Fail(kExitBadOption, credentials.status());
   const auto to_workers = MakeChannelCredentials(options.tls);
@@ -168,7 +150,7 @@ int Serve(const ServerOptions& options) {
   int signal = 0;
   sigwait(&signals, &signal);
   spdlog::info("draining signal={} drain_ms={}", strsignal(signal), options.drain.count());
-  std::thread(EndAtOnce, signals, options.drain + kLastGrace).detach();
+  std::thread(EndAtOnce, signals, options.drain + kLastGrace, kExitUnfinished).detach();
   const bool drained = server.Drain(options.drain);
   if (!drained) spdlog::warn("drain ended with requests unfinished");
   if (!server.Stop()) _exit(kExitUnfinished);

@@ -1,5 +1,4 @@
 // ringserve-worker: options, which exchange, and how the process ends.
-#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -60,24 +59,6 @@ int Fail(const absl::Status& status) {
   }
 }
 
-// Every thread that starts later inherits this: the signals wait for whoever asks. One thread
-// without it, and the process would die of them.
-sigset_t HoldSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
-// Ends the process at the next signal, or when it has outstayed its time. Never returns.
-void EndAtOnce(sigset_t signals, std::chrono::milliseconds patience) {
-  const timespec left = {.tv_sec = std::chrono::ceil<std::chrono::seconds>(patience).count()};
-  const int signal = sigtimedwait(&signals, nullptr, &left);
-  _exit(signal > 0 ? 128 + signal : kExitUnfinished);
-}
-
 int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t& signals) {
   absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options, exchange);
   if (!worker.ok()) return Fail(worker.status());
@@ -91,7 +72,7 @@ int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t
   sigwait(&signals, &signal);
   spdlog::info("leaving signal={} drain_ms={}", strsignal(signal), options.drain.count());
   const std::chrono::milliseconds patience = options.drain + kLastGrace;
-  std::thread(EndAtOnce, signals, patience).detach();
+  std::thread(EndAtOnce, signals, patience, kExitUnfinished).detach();
   (*worker)->Leave();
   (*worker)->WaitUntilLeft(patience);
   const absl::Status farewell = (*worker)->farewell();
@@ -120,7 +101,7 @@ int Main(int argc, char** argv) {
   options.worker.version = RINGSERVE_VERSION;
   StartLog(options.log);
   RaiseFileLimit();
-  const sigset_t signals = HoldSignals();
+  const sigset_t signals = HoldEndSignals();
   grpc_init();  // for good: gRPC's own end may wait seconds for a connection that is no more
   const absl::StatusOr<std::unique_ptr<RingService>> ring = RingService::Make(options.worker.tls);
   if (!ring.ok()) return Fail(ring.status());

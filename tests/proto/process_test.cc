@@ -1,10 +1,11 @@
-// DieWithParent, with processes that are forked and killed.
+// DieWithParent and EndAtOnce, with processes that are forked and killed.
 #include "proto/process.h"
 
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -126,6 +127,43 @@ TEST(DieWithParent, EndsWithTheThreadThatStartedIt) {
   EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
   close(ends[0]);
   close(ends[1]);
+}
+
+// A process that has been asked to end once, and ends at the next signal or after `patience`.
+pid_t ForkEnding(std::chrono::milliseconds patience) {
+  const sigset_t signals = HoldEndSignals();  // before the fork: none is missed
+  const pid_t child = fork();
+  if (child == 0) EndAtOnce(signals, patience, 7);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  return child;
+}
+
+int ExitCodeOf(pid_t child) {
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+TEST(EndAtOnce, EndsWithTheSignalsNumber) {
+  const pid_t child = ForkEnding(std::chrono::minutes(1));
+  kill(child, SIGINT);
+  EXPECT_EQ(ExitCodeOf(child), 128 + SIGINT);
+}
+
+TEST(EndAtOnce, EndsWhenItsTimeIsUp) {
+  EXPECT_EQ(ExitCodeOf(ForkEnding(std::chrono::milliseconds(20))), 7);
+}
+
+TEST(EndAtOnce, WaitsOnAfterBeingStoppedAndContinued) {
+  const pid_t child = ForkEnding(std::chrono::minutes(1));
+  int status = 0;
+  kill(child, SIGSTOP);
+  ASSERT_EQ(waitpid(child, &status, WUNTRACED), child);
+  kill(child, SIGCONT);
+  ASSERT_EQ(waitpid(child, &status, WCONTINUED), child);
+  kill(child, SIGTERM);
+  EXPECT_EQ(ExitCodeOf(child), 128 + SIGTERM);
 }
 
 }  // namespace
