@@ -132,9 +132,10 @@ class RingSender::Call : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::
   }
 
   void OnDone(const grpc::Status& status) override {
-    const std::shared_ptr<RingSender> sender = sender_;
-    sender->Over(FromGrpc(status, context_));
-    sender->errands_->Dispose(std::move(self_));
+    sender_->Over(FromGrpc(status, context_));
+    // The last hold on the sender may go with the call, there and not here: Stop waits for it.
+    const std::shared_ptr<Errands> errands = sender_->errands_;
+    errands->Dispose(std::move(self_));
   }
 
  private:
