@@ -12,8 +12,10 @@ struct Run {
   int64_t first_row = 0;
 };
 
-std::vector<Run> RunsOf(const uint8_t* bits, int64_t columns, int64_t row) {
-  std::vector<Run> runs;
+// The first `most` of a block row's runs; returns how many there are.
+int64_t FindRuns(const uint8_t* bits, int64_t columns, int64_t row, int64_t most,
+                 std::vector<Run>& runs) {
+  int64_t count = 0;
   bool in_run = false;
   for (int64_t column = 0; column < columns;) {
     const uint8_t byte = bits[column / 8];
@@ -24,12 +26,12 @@ std::vector<Run> RunsOf(const uint8_t* bits, int64_t columns, int64_t row) {
     }
     for (; column < next; ++column) {
       const bool set = byte >> (column % 8) & 1;
-      if (set && !in_run) runs.push_back({column, columns, row});
-      if (!set && in_run) runs.back().end = column;
+      if (set && !in_run && ++count <= most) runs.push_back({column, columns, row});
+      if (!set && in_run && count <= most) runs.back().end = column;
       in_run = set;
     }
   }
-  return runs;
+  return count;
 }
 
 }  // namespace
@@ -51,7 +53,12 @@ BlockRectangles RectanglesOf(const v1::BlockMask& blocks, int64_t q_len, int64_t
   std::vector<Run> open;  // of the row above, ascending
   for (int64_t row = 0; row <= rows; ++row) {
     std::vector<Run> runs;
-    if (row < rows) runs = RunsOf(bits + row * ((columns + 7) / 8), columns, row);
+    if (row < rows) {
+      // Each is of another rectangle: there is no need to keep them all to know that it is too
+      // much.
+      const int64_t count = FindRuns(bits + row * ((columns + 7) / 8), columns, row, most, runs);
+      if (count > most) return {.count = std::max(count, rectangles.count)};
+    }
     auto above = open.begin();
     for (Run& run : runs) {
       for (; above != open.end() && above->begin < run.begin; ++above) close(*above, row);

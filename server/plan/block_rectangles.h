@@ -10,8 +10,8 @@
 namespace ringserve {
 
 struct BlockRectangles {
-  std::vector<Band> bands;  // full, disjoint, sorted by (q_begin, k_begin); the first `most`
-  int64_t count = 0;        // of all
+  std::vector<Band> bands;  // full, disjoint, sorted by (q_begin, k_begin); some where count > most
+  int64_t count = 0;        // of all; where it is above most, at least so many
 };
 
 // Runs of set bits, as long as they go, and as many block rows high as the same run goes on.

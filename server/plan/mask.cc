@@ -76,27 +76,27 @@ std::array<Band, 2> Windowed(const v1::Mask& mask, const Frame& frame) {
   return Unless(frame, mask.sinks(), rule);
 }
 
-std::vector<Frame> FramesOf(const v1::Mask& mask, const v1::AttentionSpec& spec) {
-  if (!mask.has_documents()) return {{.q_end = spec.q_len(), .k_end = spec.kv_len()}};
+// visit(frame) for each document that has queries and keys; for everything where there are none.
+template <typename Visit>
+void ForEachFrame(const v1::Mask& mask, const v1::AttentionSpec& spec, Visit visit) {
+  if (!mask.has_documents()) return visit(Frame{.q_end = spec.q_len(), .k_end = spec.kv_len()});
   const v1::Documents& documents = mask.documents();
   const auto& kv_lengths =
       documents.kv_lengths().empty() ? documents.q_lengths() : documents.kv_lengths();
-  std::vector<Frame> frames;
   Frame frame;
   for (int i = 0; i < documents.q_lengths_size(); ++i) {
     frame = {.q_begin = frame.q_end,
              .q_end = frame.q_end + documents.q_lengths(i),
              .k_begin = frame.k_end,
              .k_end = frame.k_end + kv_lengths[i]};
-    if (frame.queries() > 0 && frame.keys() > 0) frames.push_back(frame);
+    if (frame.queries() > 0 && frame.keys() > 0) visit(frame);
   }
-  return frames;
 }
 
 // Causal, window and documents: up to four bands for each document.
 Shared InFrames(const v1::Mask& mask, const v1::AttentionSpec& spec) {
   Shared shared;
-  for (const Frame& frame : FramesOf(mask, spec)) {
+  ForEachFrame(mask, spec, [&](const Frame& frame) {
     const std::array<Band, 2> windowed = Windowed(mask, frame);
     for (const Band& causal : Causal(mask, frame)) {
       for (const Band& window : windowed) {
@@ -104,7 +104,7 @@ Shared InFrames(const v1::Mask& mask, const v1::AttentionSpec& spec) {
         if (!Empty(both) && ++shared.count <= kMostBands) shared.bands.push_back(both);
       }
     }
-  }
+  });
   return shared;
 }
 

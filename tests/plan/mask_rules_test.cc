@@ -215,6 +215,33 @@ TEST(MaskRules, MoreBandsThanTheLimitAreRefusedWithBothNumbers) {
               HasSubstr("documents make 400000 bands, limit 262144"));
 }
 
+TEST(MaskRules, ABlockRowOfMoreRunsThanTheLimitIsRefused) {
+  EXPECT_THAT(std::string(CompileMasks(Alternating(1, 1'000'000)).status().message()),
+              HasSubstr("blocks make 500000 bands, limit 262144"));
+}
+
+// Columns against single pairs anywhere: no order of the pairs keeps a column away from most.
+TEST(MaskRules, MoreComparisonsThanTheLimitAreRefusedWithBothNumbers) {
+  constexpr int64_t kRows = 60'000;
+  v1::AttentionSpec spec = Spec(kRows, kRows, R"({"blocks":{"qBlock":60000,"kvBlock":10}})");
+  v1::Mask& mask = *spec.mutable_masks(0);
+  mask.mutable_blocks()->set_bits(std::string(750, '\x55'));
+  Random random(1);
+  for (int64_t row = 0; row < kRows; ++row) {
+    v1::Slice& slice = *mask.add_slices();
+    const int64_t key = random.Between(0, kRows - 1);
+    slice.set_q_begin(row);
+    slice.set_q_end(row + 1);
+    slice.set_k_begin(key);
+    slice.set_k_end(key + 1);
+  }
+  EXPECT_EQ(ValidateSpec(spec), absl::OkStatus());
+  const absl::Status status = CompileMasks(spec).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("spec.masks[0].slices"), HasSubstr("comparisons, limit 67108864")));
+}
+
 TEST(MaskRules, AllBatchRowsTogetherHaveTheLimit) {
   v1::AttentionSpec spec = Alternating(512, 1024);
   spec.set_batch(2);
