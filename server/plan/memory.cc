@@ -18,16 +18,18 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
   return false;
 }
 
-// Bytes of K and V that the kernel lays out anew for a processor's 16-bit matrix units: of each
-// query head, in blocks of 64 keys, and with a block of 512 to spare.
-uint64_t PackedBytes(const v1::AttentionSpec& spec, uint64_t keys) {
-  const uint64_t element = ElementBytes(spec.dtype());
-  if (element != 2) return 0;
-  const uint64_t rounding = SaturatingMultiply(
-      spec.batch(), keys > 512 * static_cast<uint64_t>(spec.batch()) ? 1088 : 128);
-  const uint64_t rows = SaturatingAdd(SaturatingMultiply(2, keys), rounding);
-  return SaturatingMultiply(rows,
-                            spec.q_heads() * std::max(spec.head_dim(), ValueDim(spec)) * element);
+// Most keys of a batch row that the kernel of the 16-bit types lays out at once, and what it rounds
+// keys and value columns up to.
+constexpr uint64_t kKeysLaidOut = 4096;
+constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
+
+// Bytes that it lays `keys` out in, over all batch rows: fp32 at most, of each key head.
+uint64_t LaidOutBytes(const v1::AttentionSpec& spec, uint64_t keys) {
+  const uint64_t batch = spec.batch();
+  const uint64_t rows = std::min(SaturatingAdd(keys, SaturatingMultiply(kKeysRounded, batch)),
+                                 SaturatingMultiply(kKeysLaidOut, batch));
+  return SaturatingMultiply(
+      rows, spec.kv_heads() * (spec.head_dim() + ValueDim(spec) + kColumnsRounded) * sizeof(float));
 }
 
 // Does the shard of `owner` pass through `rank` on the ring?
@@ -77,15 +79,17 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   const uint64_t d = spec.head_dim();
   const uint64_t dv = ValueDim(spec);
   const uint64_t padded = std::max(d, dv);
-  const bool pads = d != dv;
+  const bool narrow = element == 2;
+  const bool pads = d != dv && !narrow;
   // Bytes that one query row takes, and one key row of a padded tile.
   const uint64_t q_row_bytes = SaturatingMultiply(
       spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
-                          (pads ? padded * element : 0) + padded * element + accumulated);
+                          (pads ? padded * element : 0) +
+                          (narrow ? 1 : padded * element + accumulated));
   const uint64_t padded_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const uint64_t mask_bytes =
-      NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
+      !narrow && NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
 
   const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
   const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
@@ -105,7 +109,7 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
     }
     peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
     for (uint64_t part : {kv_bytes[rank], received, SaturatingMultiply(tile_keys, padded_key_bytes),
-                          tile_keys > 0 ? PackedBytes(spec, tile_keys) : 0, mask_bytes}) {
+                          narrow && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }
   }

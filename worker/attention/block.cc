@@ -5,7 +5,7 @@
 #include <optional>
 #include <utility>
 
-#include <ATen/OpMathType.h>
+#include "worker/attention/narrow_block.h"
 
 namespace ringserve {
 namespace {
@@ -68,11 +68,22 @@ at::Tensor DenseMask(const Tile& tile, at::ScalarType type) {
   return mask;
 }
 
+void AddNarrow(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+               const Tile& tile, double scale) {
+  const Tile box = BoundingBox(tile);
+  if (Queries(box) == 0) return;
+  AccumulateNarrow(into.Queries(box.q_begin, box.q_end), q.narrow(2, box.q_begin, Queries(box)),
+                   k.narrow(2, box.k_begin, Keys(box)), v.narrow(2, box.k_begin, Keys(box)),
+                   box.lo.value_or(-Queries(box)), box.hi.value_or(Keys(box)),
+                   static_cast<float>(scale), BestProducts(q.scalar_type()));
+}
+
 at::Tensor PadLastDim(const at::Tensor& tensor, int64_t dim) {
   const int64_t missing = dim - tensor.size(-1);
   return missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, missing}, 0);
 }
 
+// LibTorch's, for fp32 and fp64: it returns partials in the type of q.
 struct Kernel {
   const Partial& into;
   const at::Tensor &q, &k, &v;
@@ -108,13 +119,11 @@ struct Kernel {
 
   bool HasWeight(const Tile& tile, int64_t b, int64_t h, int64_t row) const {
     constexpr int64_t kKeysAtOnce = 1024;
-    const at::ScalarType type = at::toOpMathType(q.scalar_type());
-    const at::Tensor query = q[b][h][tile.q_begin + row].to(type);
+    const at::Tensor query = q[b][h][tile.q_begin + row];
     const at::Tensor keys = k[b][h / (q.size(1) / k.size(1))];
     const auto [begin, end] = KeysSeen(tile, row);
     for (int64_t key = begin; key < end; key += kKeysAtOnce) {
-      const at::Tensor some =
-          keys.narrow(0, tile.k_begin + key, std::min(kKeysAtOnce, end - key)).to(type);
+      const at::Tensor some = keys.narrow(0, tile.k_begin + key, std::min(kKeysAtOnce, end - key));
       if (!at::mv(some, query).mul(scale).isneginf().all().item<bool>()) return true;
     }
     return false;
@@ -136,8 +145,7 @@ struct Kernel {
       return;
     }
     if (Keys(box) > kMostMaskedKeys) return SplitKeys(box, box.k_begin + Keys(box) / 2);
-    const at::ScalarType type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    Run(box, /*causal=*/false, DenseMask(box, type));
+    Run(box, /*causal=*/false, DenseMask(box, q.scalar_type()));
   }
 
   void SplitKeys(const Tile& tile, int64_t at) const {
@@ -151,7 +159,8 @@ struct Kernel {
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const Tile& tile, double scale) {
   TORCH_CHECK(scale > 0, "scale is ", scale);
-  Kernel{into, q, k, v, scale}.Add(tile);
+  const bool narrow = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
+  narrow ? AddNarrow(into, q, k, v, tile, scale) : Kernel{into, q, k, v, scale}.Add(tile);
 }
 
 }  // namespace ringserve

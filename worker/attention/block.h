@@ -1,6 +1,6 @@
 // One tile: one block of queries against one block of keys, added into the accumulator that the
-// ring carries. A fused kernel may later do it in registers; LibTorch's CPU flash kernel and a
-// merge do it now. Decides nothing about what is visible: the tile's band does.
+// ring carries. 16-bit types by narrow_block.h, fp32 and fp64 by LibTorch's CPU flash kernel and a
+// merge. Decides nothing about what is visible: the tile's band does.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,15 +10,15 @@
 
 namespace ringserve {
 
-// The most queries and keys for which a dense mask is made at once.
+// The most queries and keys for which a dense mask is made at once (fp32 and fp64).
 inline constexpr int64_t kMostMaskedQueries = 512;
 inline constexpr int64_t kMostMaskedKeys = 1152;
 
 // Adds the visible pairs of `tile` to `into`. q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk,
 // Dv]: the local views of the batch rows that tile.batch_row names, last dim contiguous; tile rows
-// count in them. Hq is a multiple of Hkv; heads are never repeated. D != Dv is padded here. `scale`
-// is positive: the kernel hides pairs before it multiplies by it. Rows of the tile that see no key
-// leave `into` as it was. Throws what LibTorch throws.
+// count in them. Hq is a multiple of Hkv; heads are never repeated. D and Dv may differ. `scale`
+// is positive: LibTorch's kernel hides pairs before it multiplies by it. Rows of the tile that see
+// no key leave `into` as it was. Throws what LibTorch throws.
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const Tile& tile, double scale);
 

@@ -149,11 +149,15 @@ TEST(Ring, MovesTheBytesOfThePlanAndDoesItsTiles) {
 
 // Beside what the planner reserves a worker has the kernel's scratch, once for each thread.
 uint64_t ScratchBytes(const v1::AttentionSpec& spec) {
-  const uint64_t accumulated = spec.dtype() == v1::DTYPE_F64 ? 8 : 4;
   const uint64_t dim = std::max(spec.head_dim(), spec.value_dim());
+  if (spec.dtype() == v1::DTYPE_BF16 || spec.dtype() == v1::DTYPE_F16) {
+    const uint64_t queries = std::min<uint64_t>(64, (spec.q_len() + 15) / 16 * 16);
+    return queries * (512 + dim + dim + 16) * 6;
+  }
+  const uint64_t accumulated = spec.dtype() == v1::DTYPE_F64 ? 8 : 4;
   const uint64_t queries = std::min<uint64_t>(256, spec.q_len());
   const uint64_t keys = std::min<uint64_t>(512, spec.kv_len());
-  return queries * (keys + 2 + dim) * accumulated + queries * keys * 2;
+  return queries * (keys + 2 + dim) * accumulated;
 }
 
 TEST(Ring, HoldsNoMoreMemoryThanThePlanReserves) {

@@ -1,0 +1,45 @@
+// The inner loops of a tile of 16-bit numbers: operands laid out for matrix products, scores turned
+// into weights. Compiled for AVX-512, AVX2 and the baseline; the processor chooses when the program
+// is loaded. Knows no tensors.
+#pragma once
+
+#include <cstdint>
+
+#include "worker/attention/row_blend.h"
+
+namespace ringserve {
+
+// Columns of a product's right operand that lie side by side: what all of oneDNN's kernels take.
+inline constexpr int64_t kPanelColumns = 64;
+
+// `rows` (at most 64) keys of `dim` numbers, `stride` apart, become the columns of a panel; the
+// columns past them are 0. Numbers of 16 bits lie in pairs, as the processor's dot products read
+// them: panel[dim / 2][64][2], where an odd dim gets a 0. Wider ones lie as panel[dim][64].
+void LayOutKeys(BFloat16Bits* panel, const BFloat16Bits* keys, int64_t stride, int64_t rows,
+                int64_t dim);
+void LayOutKeys(float* panel, const BFloat16Bits* keys, int64_t stride, int64_t rows, int64_t dim);
+void LayOutKeys(float* panel, const HalfBits* keys, int64_t stride, int64_t rows, int64_t dim);
+
+// `rows` values (at most 64) of `columns` numbers (at most `width`), `stride` apart, become the
+// first rows of a panel of 64 rows and `width` columns; the rest is 0. In pairs:
+// panel[32][width][2].
+void LayOutValues(BFloat16Bits* panel, const BFloat16Bits* values, int64_t stride, int64_t rows,
+                  int64_t columns, int64_t width);
+void LayOutValues(float* panel, const BFloat16Bits* values, int64_t stride, int64_t rows,
+                  int64_t columns, int64_t width);
+void LayOutValues(float* panel, const HalfBits* values, int64_t stride, int64_t rows,
+                  int64_t columns, int64_t width);
+
+// The largest of n scores that are numbers; -inf where there is none.
+float Largest(const float* scores, int64_t n);
+
+// row[i] becomes e^(row[i] * scale - most), which is at most 1; returns their sum. e^x has a
+// relative error of 2^-22; below x = -87 it is 0. NaN stays NaN.
+float Weigh(float* row, int64_t n, float scale, float most);
+// The same, then rounded into `weights`; the sum is that of what was rounded.
+float Weigh(BFloat16Bits* weights, float* row, int64_t n, float scale, float most);
+
+// row[i] = factor * from[i]. `row` may be `from`.
+void ScaleRow(float* row, const float* from, int64_t n, float factor);
+
+}  // namespace ringserve
