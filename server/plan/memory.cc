@@ -20,7 +20,7 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
 
 // Most keys of a batch row that the kernel of the 16-bit types lays out at once, and what it rounds
 // keys and value columns up to.
-constexpr uint64_t kKeysLaidOut = 4096;
+constexpr uint64_t kKeysLaidOut = 2048;
 constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
 
 // Bytes that it lays `keys` out in, over all batch rows: fp32 at most, of each key head.
@@ -82,10 +82,10 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   const bool narrow = element == 2;
   const bool pads = d != dv && !narrow;
   // Bytes that one query row takes, and one key row of a padded tile.
-  const uint64_t q_row_bytes = SaturatingMultiply(
-      spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
-                          (pads ? padded * element : 0) +
-                          (narrow ? 1 : padded * element + accumulated));
+  const uint64_t q_row_bytes =
+      SaturatingMultiply(spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
+                                             (pads ? padded * element : 0) +
+                                             (narrow ? 1 : padded * element + accumulated));
   const uint64_t padded_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const uint64_t mask_bytes =
@@ -108,8 +108,9 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
       }
     }
     peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
-    for (uint64_t part : {kv_bytes[rank], received, SaturatingMultiply(tile_keys, padded_key_bytes),
-                          narrow && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
+    for (uint64_t part :
+         {kv_bytes[rank], received, SaturatingMultiply(tile_keys, padded_key_bytes),
+          narrow && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }
   }

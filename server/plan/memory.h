@@ -34,7 +34,7 @@ std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const Sequence
 //     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal
 //                 BF16, F16:
 //     rows        n Hq                                    which of them saw nothing, at the end
-//     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 4096 B)  K and V as it multiplies them
+//     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 2048 B)  K and V as it multiplies them
 //
 // A tile has at most n queries and M keys. `spec` has value_dim filled in.
 std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,

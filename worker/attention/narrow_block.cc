@@ -11,6 +11,10 @@
 
 #include "worker/attention/score_rows.h"
 
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for would take one thread: compile with OpenMP"
+#endif
+
 namespace ringserve {
 namespace {
 
@@ -21,6 +25,10 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr int64_t kQueriesAtOnce = 64, kQueriesRounded = 16;
 constexpr int64_t kKeysAtOnce = 512;
 constexpr int64_t kColumnsRounded = 16;
+constexpr int64_t kPanelsPerThread = 4;
+// Where there are more heads than threads, no more memory is taken than allocators keep: new pages
+// cost more than the arithmetic of a few queries.
+constexpr int64_t kBytesLaidOut = 16 << 20;
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -77,29 +85,29 @@ class NarrowBlock {
         depth_(std::is_same_v<Factor, float> ? dim_ : RoundUp(dim_, 2)),
         width_(RoundUp(value_dim_, kColumnsRounded)),
         most_keys_(RoundUp(std::min(keys_, kKeysLaidOut), kPanelColumns)),
+        most_heads_(std::min(batch_ * kv_heads_, std::max<int64_t>(at::get_num_threads(),
+                                                                   kBytesLaidOut / HeadBytes()))),
         most_rows_(std::min(RoundUp(queries_, kQueriesRounded), kQueriesAtOnce)),
-        laid_out_(at::empty({batch_ * kv_heads_, most_keys_ * (depth_ + width_)}, FactorType())),
+        laid_out_(at::empty({most_heads_ * HeadBytes()}, at::kByte)),
         scratch_(at::empty({at::get_num_threads(), ScratchBytes()}, at::kByte)) {}
 
   void Run() {
-    for (int64_t begin = 0; begin < keys_; begin += kKeysLaidOut) {
-      LayOut(begin, std::min(keys_, begin + kKeysLaidOut));
-      const int64_t blocks = (queries_ + kQueriesAtOnce - 1) / kQueriesAtOnce;
-      at::parallel_for(0, batch_ * q_heads_ * blocks, 1, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          const int64_t head = i / blocks;
-          Attend(head / q_heads_, head % q_heads_, i % blocks * kQueriesAtOnce, begin,
-                 std::min(keys_, begin + kKeysLaidOut));
-        }
-        Release(static_cast<const Factor*>(nullptr));
-      });
+    const int64_t kv_heads = batch_ * kv_heads_;
+    for (int64_t head = 0; head < kv_heads; head += most_heads_) {
+      for (int64_t key = 0; key < keys_; key += kKeysLaidOut) {
+        const Slice slice = {head, std::min(kv_heads, head + most_heads_), key,
+                             std::min(keys_, key + kKeysLaidOut)};
+        LayOut(slice);
+        Attend(slice);
+      }
     }
   }
 
  private:
-  static at::ScalarType FactorType() {
-    return std::is_same_v<Factor, float> ? at::kFloat : at::kBFloat16;
-  }
+  // Key heads, counted over all batch rows, and keys.
+  struct Slice {
+    int64_t first_head, last_head, k_begin, k_end;
+  };
 
   // A thread's: queries [rows, depth], scores [rows, 512], weights likewise (fp32 weights take the
   // scores' place), sums [rows, width].
@@ -109,31 +117,50 @@ class NarrowBlock {
            RoundUp((kKeysAtOnce + width_) * 4 + (depth_ + weights) * sizeof(Factor), 64);
   }
 
-  Factor* LaidOutKeys(int64_t b, int64_t kv_head) {
+  int64_t HeadBytes() const { return most_keys_ * (depth_ + width_) * sizeof(Factor); }
+  Factor* LaidOutKeys(int64_t head_of_slice) {
     return static_cast<Factor*>(laid_out_.mutable_data_ptr()) +
-           (b * kv_heads_ + kv_head) * most_keys_ * (depth_ + width_);
+           head_of_slice * most_keys_ * (depth_ + width_);
   }
   // In panels of columns, each as long as the keys.
-  Factor* LaidOutValues(int64_t b, int64_t kv_head) {
-    return LaidOutKeys(b, kv_head) + most_keys_ * depth_;
+  Factor* LaidOutValues(int64_t head_of_slice) {
+    return LaidOutKeys(head_of_slice) + most_keys_ * depth_;
   }
 
-  void LayOut(int64_t begin, int64_t end) {
-    const int64_t panels = (end - begin + kPanelColumns - 1) / kPanelColumns;
-    at::parallel_for(0, batch_ * kv_heads_ * panels, 4, [&](int64_t first, int64_t last) {
+  void LayOut(const Slice& slice) {
+    const int64_t panels = (slice.k_end - slice.k_begin + kPanelColumns - 1) / kPanelColumns;
+    const int64_t heads = slice.last_head - slice.first_head;
+    at::parallel_for(0, heads * panels, kPanelsPerThread, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        LayOutPanel(slice, i / panels, i % panels * kPanelColumns);
+    });
+  }
+
+  void LayOutPanel(const Slice& slice, int64_t head_of_slice, int64_t at) {
+    const int64_t b = (slice.first_head + head_of_slice) / kv_heads_;
+    const int64_t head = (slice.first_head + head_of_slice) % kv_heads_;
+    const int64_t key = slice.k_begin + at;
+    const int64_t rows = std::min(kPanelColumns, slice.k_end - key);
+    LayOutKeys(LaidOutKeys(head_of_slice) + at * depth_, k_.At(b, head, key), k_.row, rows, dim_);
+    for (int64_t c = 0; c < width_; c += kPanelColumns) {
+      const int64_t width = std::min(kPanelColumns, width_ - c);
+      LayOutValues(LaidOutValues(head_of_slice) + c * most_keys_ + at * width,
+                   v_.At(b, head, key) + c, v_.row, rows, std::min(kPanelColumns, value_dim_ - c),
+                   width);
+    }
+  }
+
+  void Attend(const Slice& slice) {
+    const int64_t group = q_heads_ / kv_heads_;
+    const int64_t blocks = (queries_ + kQueriesAtOnce - 1) / kQueriesAtOnce;
+    const int64_t units = (slice.last_head - slice.first_head) * group * blocks;
+    at::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t b = i / panels / kv_heads_, head = i / panels % kv_heads_;
-        const int64_t at = i % panels * kPanelColumns;
-        const int64_t rows = std::min(kPanelColumns, end - begin - at);
-        LayOutKeys(LaidOutKeys(b, head) + at * depth_, k_.At(b, head, begin + at), k_.row, rows,
-                   dim_);
-        for (int64_t c = 0; c < width_; c += kPanelColumns) {
-          const int64_t width = std::min(kPanelColumns, width_ - c);
-          LayOutValues(LaidOutValues(b, head) + c * most_keys_ + at * width,
-                       v_.At(b, head, begin + at) + c, v_.row, rows,
-                       std::min(kPanelColumns, value_dim_ - c), width);
-        }
+        const int64_t head = slice.first_head * group + i / blocks;  // of all batch rows
+        AttendBlock(slice, head / q_heads_, head % q_heads_, i / blocks / group,
+                    i % blocks * kQueriesAtOnce);
       }
+      Release(static_cast<const Factor*>(nullptr));
     });
   }
 
@@ -158,32 +185,32 @@ class NarrowBlock {
   }
 
   // The queries of a block against the keys that are laid out.
-  void Attend(int64_t b, int64_t head, int64_t q_begin, int64_t k_begin, int64_t k_end) {
+  void AttendBlock(const Slice& slice, int64_t b, int64_t head, int64_t head_of_slice,
+                   int64_t q_begin) {
     const int64_t rows = std::min(kQueriesAtOnce, queries_ - q_begin);
-    const int64_t seen_begin = std::max(k_begin, q_begin + lo_);
-    const int64_t seen_end = std::min(k_end, q_begin + rows + hi_);
+    const int64_t diagonal = q_begin - slice.k_begin;  // the first query's, among the slice's keys
+    const int64_t seen_begin = std::max<int64_t>(0, diagonal + lo_) / kPanelColumns * kPanelColumns;
+    const int64_t seen_end = std::min(slice.k_end - slice.k_begin, diagonal + rows + hi_);
     if (seen_begin >= seen_end) return;
     Scratch s = MakeScratch(rows);
     Begin(s, b, head, q_begin, rows);
-    const int64_t kv_head = head / (q_heads_ / kv_heads_);
-    const Factor* const keys = LaidOutKeys(b, kv_head);
-    const Factor* const values = LaidOutValues(b, kv_head);
-    for (int64_t at = (seen_begin - k_begin) / kPanelColumns * kPanelColumns;
-         at < seen_end - k_begin; at += kKeysAtOnce) {
-      const int64_t n = RoundUp(std::min(kKeysAtOnce, seen_end - k_begin - at), kPanelColumns);
+    for (int64_t at = seen_begin; at < seen_end; at += kKeysAtOnce) {
+      const int64_t seen = std::min(kKeysAtOnce, seen_end - at);
+      const int64_t n = RoundUp(seen, kPanelColumns);
       for (int64_t i = 0; i < n; i += kPanelColumns) {
-        Multiply(s.rows, kPanelColumns, depth_, s.queries, depth_, keys + (at + i) * depth_,
-                 s.scores + i, kKeysAtOnce, /*add=*/false);
+        Multiply(s.rows, kPanelColumns, depth_, s.queries, depth_,
+                 LaidOutKeys(head_of_slice) + (at + i) * depth_, s.scores + i, kKeysAtOnce,
+                 /*add=*/false);
       }
       for (int64_t row = 0; row < rows; ++row) {
-        const int64_t diagonal = q_begin + row - k_begin - at;  // of key - query == 0
-        Weights(s, row, std::clamp<int64_t>(diagonal + lo_, 0, n),
-                std::min({n, diagonal + hi_ + 1, k_end - k_begin - at}), n);
+        Weights(s, row, diagonal + row + lo_ - at, std::min(seen, diagonal + row + hi_ + 1 - at),
+                n);
       }
       for (int64_t c = 0; c < width_; c += kPanelColumns) {
         const int64_t width = std::min(kPanelColumns, width_ - c);
-        Multiply(s.rows, width, n, s.weights, kKeysAtOnce, values + c * most_keys_ + at * width,
-                 s.sums + c, width_, /*add=*/true);
+        Multiply(s.rows, width, n, s.weights, kKeysAtOnce,
+                 LaidOutValues(head_of_slice) + c * most_keys_ + at * width, s.sums + c, width_,
+                 /*add=*/true);
       }
     }
     End(s, b, head, q_begin, rows);
@@ -197,9 +224,6 @@ class NarrowBlock {
       const int64_t given = row < rows ? dim_ : 0;
       CopyQuery(query, given == 0 ? nullptr : q_.At(b, head, q_begin + row), given);
       std::fill(query + given, query + depth_, Factor{});
-      if (!std::is_same_v<Factor, float> && row >= rows) {
-        std::fill_n(s.weights + row * kKeysAtOnce, kKeysAtOnce, Factor{});
-      }
       s.most[row] = row < rows ? *Lse(b, head, q_begin + row) : kNothing;
       s.total[row] = s.most[row] == kNothing ? 0 : 1;
       const int64_t held = s.most[row] == kNothing ? 0 : value_dim_;
@@ -215,17 +239,17 @@ class NarrowBlock {
   void Weights(Scratch& s, int64_t row, int64_t begin, int64_t end, int64_t n) {
     float* const scores = s.scores + row * kKeysAtOnce;
     Factor* const weights = s.weights + row * kKeysAtOnce;
-    begin = std::min(begin, n);
+    begin = std::clamp<int64_t>(begin, 0, n);
     end = std::max(begin, end);
     const float before = s.most[row];
     const float largest = Largest(scores + begin, end - begin) * scale_;
     const float most = largest > before ? largest : before;
     if (most == kNothing) {
-      std::fill_n(weights, n, Factor{});
       // Nothing but NaN is not nothing.
       for (int64_t i = begin; i < end; ++i) {
         if (std::isnan(scores[i])) s.most[row] = s.total[row] = scores[i];
       }
+      std::fill_n(weights, n, Factor{});
       return;
     }
     const float sum = WeighInto(weights + begin, scores + begin, end - begin, most);
@@ -272,8 +296,8 @@ class NarrowBlock {
   const int64_t lo_, hi_;
   const float scale_;
   const int64_t batch_, q_heads_, kv_heads_, queries_, keys_, dim_, value_dim_;
-  const int64_t depth_, width_;  // dim and value_dim as they are laid out
-  const int64_t most_keys_, most_rows_;
+  const int64_t depth_, width_;                       // dim and value_dim as they are laid out
+  const int64_t most_keys_, most_heads_, most_rows_;  // that are laid out; of a block
   const at::Tensor laid_out_, scratch_;
 };
 

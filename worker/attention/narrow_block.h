@@ -18,8 +18,8 @@ enum class Products { kPairs, kWide };
 // AMX.
 Products BestProducts(at::ScalarType type);
 
-// Keys that are laid out at once, of every batch row and key head: this bounds the memory.
-inline constexpr int64_t kKeysLaidOut = 4096;
+// The most keys that are laid out at once, of each batch row and key head.
+inline constexpr int64_t kKeysLaidOut = 2048;
 
 // Rows of `into` take in what they see of the keys: row i sees key j iff lo <= j - i <= hi.
 // q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv], of the same 16-bit type, last dim

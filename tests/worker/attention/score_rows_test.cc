@@ -1,0 +1,191 @@
+#include "worker/attention/score_rows.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/support/elements.h"
+#include "tests/support/random.h"
+
+namespace ringserve::test {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <typename Number>
+constexpr v1::DType kType = std::is_same_v<Number, HalfBits> ? v1::DTYPE_F16 : v1::DTYPE_BF16;
+
+// Rows of numbers, `stride` apart, and the same as fp32.
+template <typename Number>
+struct Matrix {
+  int64_t stride;
+  std::vector<Number> numbers;
+  std::vector<double> exact;
+
+  Matrix(Random& random, int64_t rows, int64_t stride) : stride(stride), numbers(rows * stride) {
+    std::vector<double> normal(rows * stride);
+    for (double& number : normal) number = random.Normal();
+    const std::vector<std::byte> bytes = FromDoubles(normal, kType<Number>);
+    std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    exact = ToDoubles(bytes, kType<Number>);
+  }
+};
+
+double Wide(BFloat16Bits bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+// Element [k][n] of a right operand of `columns` columns.
+double At(const std::vector<float>& panel, int64_t columns, int64_t k, int64_t n) {
+  return panel[k * columns + n];
+}
+double At(const std::vector<BFloat16Bits>& panel, int64_t columns, int64_t k, int64_t n) {
+  return Wide(panel[(k / 2 * columns + n) * 2 + k % 2]);
+}
+
+template <typename Packed, typename Number>
+void CheckKeys(int64_t rows, int64_t dim) {
+  Random random(1);
+  const Matrix<Number> keys(random, rows, dim + 3);
+  const int64_t depth = std::is_same_v<Packed, float> ? dim : (dim + 1) / 2 * 2;
+  std::vector<Packed> panel(depth * kPanelColumns + 1, Packed{7});
+  LayOutKeys(panel.data(), keys.numbers.data(), keys.stride, rows, dim);
+  for (int64_t d = 0; d < depth; ++d) {
+    for (int64_t row = 0; row < kPanelColumns; ++row) {
+      const double expected = row < rows && d < dim ? keys.exact[row * keys.stride + d] : 0;
+      ASSERT_EQ(At(panel, kPanelColumns, d, row), expected) << rows << " " << dim << " " << d;
+    }
+  }
+  ASSERT_EQ(panel.back(), Packed{7});
+}
+
+template <typename Packed, typename Number>
+void CheckValues(int64_t rows, int64_t columns, int64_t width) {
+  Random random(1);
+  const Matrix<Number> values(random, rows, columns + 3);
+  std::vector<Packed> panel(kPanelColumns * width + 1, Packed{7});
+  LayOutValues(panel.data(), values.numbers.data(), values.stride, rows, columns, width);
+  for (int64_t row = 0; row < kPanelColumns; ++row) {
+    for (int64_t c = 0; c < width; ++c) {
+      const double expected = row < rows && c < columns ? values.exact[row * values.stride + c] : 0;
+      ASSERT_EQ(At(panel, width, row, c), expected) << rows << " " << columns << " " << row;
+    }
+  }
+  ASSERT_EQ(panel.back(), Packed{7});
+}
+
+TEST(ScoreRows, LayOutKeysAsColumns) {
+  for (const int64_t rows : {1, 2, 15, 16, 17, 63, 64}) {
+    for (const int64_t dim : {1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 80, 127}) {
+      CheckKeys<BFloat16Bits, BFloat16Bits>(rows, dim);
+      CheckKeys<float, BFloat16Bits>(rows, dim);
+      CheckKeys<float, HalfBits>(rows, dim);
+    }
+  }
+}
+
+TEST(ScoreRows, LayOutValuesAsRows) {
+  for (const int64_t rows : {1, 2, 3, 31, 63, 64}) {
+    for (const auto& [columns, width] :
+         {std::pair{1, 16}, {16, 16}, {17, 32}, {47, 48}, {64, 64}}) {
+      CheckValues<BFloat16Bits, BFloat16Bits>(rows, columns, width);
+      CheckValues<float, BFloat16Bits>(rows, columns, width);
+      CheckValues<float, HalfBits>(rows, columns, width);
+    }
+  }
+}
+
+TEST(ScoreRows, FindTheLargestNumber) {
+  Random random(1);
+  EXPECT_EQ(Largest(nullptr, 0), -kInfinity);
+  for (int64_t n = 1; n <= 70; ++n) {
+    for (const float most : {3.f, -3.f, -kInfinity, kInfinity}) {
+      std::vector<float> scores(n + 1, -kInfinity);
+      for (int64_t i = 0; i < n; ++i) scores[i] = most - std::abs(float(random.Normal()));
+      scores[random.Between(0, n - 1)] = most;
+      scores[n] = std::numeric_limits<float>::max();
+      ASSERT_EQ(Largest(scores.data(), n), most) << n;
+      scores[0] = std::nanf("");
+      scores[n - 1] = most;
+      ASSERT_EQ(Largest(scores.data(), n), most) << n << " and NaN";
+    }
+  }
+}
+
+TEST(ScoreRows, WeighScoresOfEveryMagnitude) {
+  Random random(1);
+  for (int64_t n = 0; n <= 600; n = n < 70 ? n + 1 : n + 77) {
+    const float scale = 0.3f;
+    std::vector<float> row(n + 1);
+    for (float& score : row) score = float(-random.Fraction() * (random.Chance(0.5) ? 20 : 400));
+    const std::vector<float> scores = row;
+    std::vector<BFloat16Bits> rounded(n + 1, BFloat16Bits{7});
+    std::vector<float> again = scores;
+    const float sum = Weigh(row.data(), n, scale, 0.5f);
+    ASSERT_EQ(Weigh(rounded.data(), again.data(), n, scale, 0.5f), sum);
+    double expected_sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double exponent = double{scores[i]} * double{scale} - 0.5;
+      const double expected = std::exp(exponent);
+      expected_sum += expected;
+      // A processor may or may not round before it subtracts.
+      const double relative = 0x1p-22 + 0x1p-23 * std::abs(exponent);
+      ASSERT_NEAR(row[i], expected, expected * relative + 2e-38) << scores[i];
+      ASSERT_NEAR(Wide(rounded[i]), row[i], std::abs(row[i]) * 0x1p-8) << scores[i];
+    }
+    ASSERT_NEAR(sum, expected_sum, expected_sum * 1e-6);
+    ASSERT_EQ(row[n], scores[n]);
+    ASSERT_EQ(rounded[n], BFloat16Bits{7});
+  }
+}
+
+TEST(ScoreRows, RoundWeightsToTheNearestAndTiesToEven) {
+  for (const float score : {0.f, -0.1f, -0.2f, -1.f, -5.5f, -30.f, -86.f}) {
+    float row = score;
+    BFloat16Bits weight;
+    Weigh(&weight, &row, 1, 1, 0);
+    const std::vector<double> exact = {row};
+    BFloat16Bits expected;
+    std::memcpy(&expected, FromDoubles(exact, v1::DTYPE_BF16).data(), sizeof expected);
+    EXPECT_EQ(weight, expected) << score;
+  }
+}
+
+TEST(ScoreRows, WeighWhatIsNotFinite) {
+  std::vector<float> row(40, 0);
+  row[3] = -kInfinity;
+  std::vector<float> hidden = row;
+  EXPECT_EQ(Weigh(hidden.data(), 40, 1, 0), 39);
+  EXPECT_EQ(hidden[3], 0);
+  for (const float bad : {std::nanf(""), -std::nanf(""), kInfinity}) {
+    for (const int64_t at : {0, 17, 39}) {
+      std::vector<float> scores = row;
+      std::vector<BFloat16Bits> weights(40);
+      scores[at] = bad;
+      const float most = bad == kInfinity ? kInfinity : 0;
+      EXPECT_TRUE(std::isnan(Weigh(weights.data(), scores.data(), 40, 1, most)));
+      EXPECT_TRUE(std::isnan(scores[at]));
+      EXPECT_TRUE(std::isnan(Wide(weights[at])));
+    }
+  }
+}
+
+TEST(ScoreRows, AreScaled) {
+  for (int64_t n = 0; n <= 70; ++n) {
+    std::vector<float> from(n), row(n + 1, 1);
+    for (int64_t i = 0; i < n; ++i) from[i] = float(i);
+    ScaleRow(row.data(), from.data(), n, 0.5f);
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(row[i], float(i) / 2);
+    ASSERT_EQ(row[n], 1);
+    ScaleRow(from.data(), from.data(), n, 0.5f);
+    row.pop_back();
+    ASSERT_EQ(from, row);
+  }
+}
+
+}  // namespace
+}  // namespace ringserve::test
