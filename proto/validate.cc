@@ -1,5 +1,6 @@
 #include "proto/validate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -22,6 +23,7 @@ namespace {
 constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxHeadDim = 1024;
 constexpr int64_t kMaxWorkers = 1024;
+constexpr double kMaxWeightRatio = 1e6;
 constexpr int kMaxMasks = 65'536;  // an empty one: two bytes of a message, a hundred of memory
 constexpr int64_t kMaxOffset = int64_t{1} << 40;
 constexpr uint64_t kMaxTensorBytes = uint64_t{1} << 62;
@@ -271,6 +273,23 @@ absl::Status CheckSpecServed(const v1::AttentionSpec& spec) {
   return absl::OkStatus();
 }
 
+absl::Status CheckWeights(const v1::AttentionOptions& options) {
+  const auto& weights = options.worker_weights();
+  if (weights.empty()) return absl::OkStatus();
+  for (int i = 0; i < weights.size(); ++i) {
+    if (!(std::isfinite(weights[i]) && weights[i] > 0))
+      return Wrong(Indexed("options.worker_weights", i), weights[i], "must be finite and above 0");
+  }
+  if (weights.size() != options.workers()) {
+    return Wrong("options.worker_weights", absl::StrCat(weights.size(), " entries"),
+                 absl::StrCat("none, or as many as options.workers (", options.workers(), ")"));
+  }
+  const auto [least, most] = std::minmax_element(weights.begin(), weights.end());
+  if (*most / *least <= kMaxWeightRatio) return absl::OkStatus();
+  return Wrong(Indexed("options.worker_weights", static_cast<int>(most - weights.begin())), *most,
+               absl::StrCat("at most ", kMaxWeightRatio, " times the smallest (", *least, ")"));
+}
+
 absl::Status CheckOptions(const v1::AttentionOptions& options) {
   absl::Status status =
       CheckEnum("options.balancer", options.balancer(), v1::Balancer_IsValid(options.balancer()));
@@ -280,28 +299,16 @@ absl::Status CheckOptions(const v1::AttentionOptions& options) {
   }
   if (status.ok()) status = CheckRange("options.workers", options.workers(), 0, kMaxWorkers);
   if (status.ok()) status = CheckRange("options.ptrr_block", options.ptrr_block(), 0, kMaxDim);
-  for (int i = 0; status.ok() && i < options.worker_weights_size(); ++i) {
-    const double weight = options.worker_weights(i);
-    if (!(std::isfinite(weight) && weight > 0)) {
-      status = Wrong(Indexed("options.worker_weights", i), weight, "must be finite and above 0");
-    }
-  }
-  return status;
+  return status.ok() ? CheckWeights(options) : status;
 }
 
 // `options` passed CheckOptions.
 absl::Status CheckOptionsServed(const v1::AttentionOptions& options) {
-  if (options.balancer() == v1::BALANCER_PER_DOCUMENT || options.balancer() == v1::BALANCER_PTRR) {
-    return Unserved("options.balancer",
-                    absl::StrCat(v1::Balancer_Name(options.balancer()), " is not served yet"));
-  }
   if (options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
     return Unserved("options.rotate",
                     absl::StrCat(v1::RotateMethod_Name(options.rotate()), " is not served yet"));
   }
   if (options.lse_without_sinks()) return Unserved("options.lse_without_sinks");
-  if (options.ptrr_block() != 0) return Unserved("options.ptrr_block");
-  if (!options.worker_weights().empty()) return Unserved("options.worker_weights");
   if (options.has_convert_to_f32() && !options.convert_to_f32()) {
     return Unserved("options.convert_to_f32",
                     "is false, which is not served: accumulation is in fp32 or wider");

@@ -140,10 +140,12 @@ void AddPlanning(CLI::App& app, ServerOptions& options) {
   AddChoice<v1::Balancer>(app, "--default-balancer", options.attend.default_balancer,
                           {{"auto", v1::BALANCER_AUTO},
                            {"contiguous", v1::BALANCER_CONTIGUOUS},
-                           {"head-tail", v1::BALANCER_HEAD_TAIL}},
+                           {"head-tail", v1::BALANCER_HEAD_TAIL},
+                           {"per-document", v1::BALANCER_PER_DOCUMENT},
+                           {"ptrr", v1::BALANCER_PTRR}},
                           BalancerName(options.attend.default_balancer),
                           "How sequences are cut where a request leaves it to us: auto, "
-                          "contiguous or head-tail");
+                          "contiguous, head-tail, per-document or ptrr");
   AddChoice<v1::RotateMethod>(app, "--default-rotate", options.attend.default_rotate,
                               {{"auto", v1::ROTATE_METHOD_AUTO},
                                {"all-to-all", v1::ROTATE_METHOD_ALL_TO_ALL},

@@ -1,6 +1,7 @@
 #include "client/ringctl/request_options.h"
 
 #include <cmath>
+#include <limits>
 
 #include <CLI/CLI.hpp>
 
@@ -52,6 +53,27 @@ absl::Status ApplyMask(const RequestOptions& options, v1::AttentionSpec& spec) {
   return absl::OkStatus();
 }
 
+// What balancers are told beyond their name.
+void AddCuttingOptions(CLI::App& command, RequestOptions& options, const char* group) {
+  command
+      .add_option("--ptrr-block", options.ptrr_block,
+                  "Rows of a block of --balancer ptrr; 0: the planner chooses")
+      ->check(CLI::Range(int64_t{0}, int64_t{std::numeric_limits<int32_t>::max()}))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_flag("--ptrr-count-blocks", options.ptrr_count_blocks,
+                "--balancer ptrr counts blocks of keys, as PyTorch does, instead of visible pairs")
+      ->group(group);
+  command
+      .add_option("--worker-weights", options.worker_weights,
+                  "What each worker takes, in proportion: one number for each of --workers")
+      ->delimiter(',')
+      ->check(CLI::Validator(CheckFinite, "FINITE"))
+      ->type_name("X,X,...")
+      ->group(group);
+}
+
 }  // namespace
 
 void AddRequestOptions(CLI::App& command, RequestOptions& options) {
@@ -94,6 +116,7 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
       ->check(CLI::Range(0, kMaxWorkers))
       ->capture_default_str()
       ->group(kGroup);
+  AddCuttingOptions(command, options, kGroup);
 }
 
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
@@ -104,6 +127,9 @@ absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpe
   header_options.set_balancer(*BalancerNamed(options.balancer));
   header_options.set_rotate(*RotateMethodNamed(options.rotate));
   header_options.set_workers(options.workers);
+  header_options.set_ptrr_block(options.ptrr_block);
+  header_options.set_ptrr_count_blocks(options.ptrr_count_blocks);
+  for (const double weight : options.worker_weights) header_options.add_worker_weights(weight);
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "ringserve/v1/attention.pb.h"
@@ -23,14 +24,18 @@ struct RequestOptions {
   std::string balancer = "auto";
   std::string rotate = "auto";
   int workers = 0;
+  int64_t ptrr_block = 0;
+  bool ptrr_count_blocks = false;
+  std::vector<double> worker_weights;
 };
 
-// Adds --mask, --mask-file, --q-offset, --bottom-right, --scale, --balancer, --rotate and
-// --workers. Values that no request may have are parse errors. `options` outlives the parsing.
+// Adds --mask, --mask-file, --q-offset, --bottom-right, --scale, --balancer, --rotate, --workers,
+// --ptrr-block, --ptrr-count-blocks and --worker-weights. Values that no request may have are parse
+// errors. `options` outlives the parsing.
 void AddRequestOptions(CLI::App& command, RequestOptions& options);
 
-// Fills masks and scale of `spec`, whose batch is set, and balancer, rotate and workers of
-// `header_options`. INVALID_ARGUMENT: options that exclude each other, or a mask file that is
+// Fills masks and scale of `spec`, whose batch is set, and what `header_options` has of these.
+// INVALID_ARGUMENT: options that exclude each other, or a mask file that is
 // wrong; names flag and value.
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
                                  v1::AttentionOptions& header_options);

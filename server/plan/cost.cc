@@ -63,7 +63,7 @@ double GatherSeconds(const Workload& workload, const std::vector<uint64_t>& kv_b
     }
     longest = std::max(longest, exchange > 0 ? exchange + speed.latency_seconds : 0);
   }
-  const uint64_t busiest = *std::max_element(workload.work.begin(), workload.work.end());
+  const uint64_t busiest = *std::max_element(workload.paced.begin(), workload.paced.end());
   return longest + busiest * speed.seconds_per_pair;
 }
 
@@ -114,7 +114,7 @@ Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
   for (uint64_t pairs : workload.work) total += pairs;
   if (total == 0) return cost;
   const double mean = static_cast<double>(total) / workload.ranks;
-  const uint64_t busiest = *std::max_element(workload.work.begin(), workload.work.end());
+  const uint64_t busiest = *std::max_element(workload.paced.begin(), workload.paced.end());
   cost.imbalance_total = busiest / mean;
   cost.imbalance = ring ? workload.lockstep_total / mean : cost.imbalance_total;
   cost.imbalance_is_bound = ring && workload.lockstep_is_bound;

@@ -35,6 +35,7 @@ struct Cost {
 //   all-to-all  seconds = sum over steps of max(busiest rank's work, largest transfer)
 //   all-gather  seconds = largest sum of received bytes + largest total work
 // both + overhead per rank beyond the first + a few microseconds per tile of the busiest rank.
+// where work is times the rank's pace (see Workload), as in what follows.
 // imbalance: all-to-all, sum over steps of max work / sum over steps of mean work; all-gather, max
 // / mean of totals (imbalance_total). 1 where nothing is visible.
 Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,

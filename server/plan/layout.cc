@@ -2,19 +2,11 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
+#include <utility>
 
 namespace ringserve {
 namespace {
-
-// Segments that continue each other are one: fewer tiles and fewer runs of bytes.
-void Append(std::vector<Segment>& segments, Segment next) {
-  if (next.size() == 0) return;
-  if (!segments.empty() && segments.back().end == next.begin) {
-    segments.back().end = next.end;
-  } else {
-    segments.push_back(next);
-  }
-}
 
 // Piece `index` of `pieces`, the first length % pieces of them one longer than the rest.
 Segment EvenPiece(int64_t length, int64_t pieces, int64_t index) {
@@ -22,6 +14,109 @@ Segment EvenPiece(int64_t length, int64_t pieces, int64_t index) {
   const int64_t longer = length % pieces;
   const int64_t begin = index * size + std::min(index, longer);
   return {begin, begin + size + (index < longer ? 1 : 0)};
+}
+
+// Of a sum of 1, by rank.
+std::vector<double> SharesOf(const Weights& weights) {
+  const double largest = *std::max_element(weights.begin(), weights.end());
+  double sum = 0;
+  std::vector<double> shares;
+  for (double weight : weights) {
+    shares.push_back(weight / largest);  // first, so that no sum overflows
+    sum += shares.back();
+  }
+  for (double& share : shares) share /= sum;
+  return shares;
+}
+
+// A document in 2W pieces: heads from the first rank to the last, tails from the last to the first.
+int64_t RankOfPiece(int64_t piece, int64_t ranks) {
+  return piece < ranks ? piece : 2 * ranks - 1 - piece;
+}
+
+// Cuts documents one after the other. The longer pieces of one follow on those of the one before:
+// together they go round the pieces, which no rank is given twice more than another on the way.
+class EvenDealer {
+ public:
+  explicit EvenDealer(RowLayout& row) : row_(row), pieces_(2 * static_cast<int64_t>(row.size())) {}
+
+  void Deal(int64_t begin, int64_t length) {
+    const int64_t size = length / pieces_;
+    const int64_t longer = length % pieces_;
+    const int64_t wrapped = std::max<int64_t>(0, next_ + longer - pieces_);
+    // Ascending, and without a look at pieces that get nothing: documents may be many and short.
+    begin = Give(begin, 0, wrapped, size + 1);
+    if (size > 0) begin = Give(begin, wrapped, next_, size);
+    const int64_t last = std::min(pieces_, next_ + longer);
+    begin = Give(begin, next_, last, size + 1);
+    if (size > 0) Give(begin, last, pieces_, size);
+    next_ = (next_ + longer) % pieces_;
+  }
+
+ private:
+  int64_t Give(int64_t begin, int64_t first, int64_t last, int64_t size) {
+    const int64_t ranks = pieces_ / 2;
+    for (int64_t piece = first; piece < last; ++piece) {
+      AppendSegment(row_[RankOfPiece(piece, ranks)], {begin, begin + size});
+      begin += size;
+    }
+    return begin;
+  }
+
+  RowLayout& row_;
+  const int64_t pieces_;
+  int64_t next_ = 0;  // the piece that is first to be longer
+};
+
+// Likewise by weight: every piece gets its share rounded down, and those that are owed most one
+// position more.
+class WeightedDealer {
+ public:
+  WeightedDealer(RowLayout& row, const Weights& weights)
+      : row_(row), shares_(SharesOf(weights)), owed_(weights.size()) {}
+
+  void Deal(int64_t begin, int64_t length) {
+    const int64_t ranks = static_cast<int64_t>(shares_.size());
+    std::vector<int64_t> sizes(2 * ranks);
+    std::vector<std::pair<double, int64_t>> waiting;
+    int64_t left = length;
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      const double share = shares_[rank] * static_cast<double>(length);
+      const int64_t size =
+          std::min(static_cast<int64_t>(share / 2), left / 2);  // rounding must not overdraw
+      sizes[rank] = sizes[2 * ranks - 1 - rank] = size;
+      left -= 2 * size;
+      owed_[rank] += share - static_cast<double>(2 * size);
+      waiting.push_back({-owed_[rank], rank});
+      waiting.push_back({1 - owed_[rank], 2 * ranks - 1 - rank});
+    }
+    const auto last = waiting.begin() + std::min<int64_t>(left, 2 * ranks);
+    if (last != waiting.end()) std::nth_element(waiting.begin(), last, waiting.end());
+    for (auto lucky = waiting.begin(); lucky != last; ++lucky) {
+      ++sizes[lucky->second];
+      --owed_[RankOfPiece(lucky->second, ranks)];
+    }
+    for (int64_t piece = 0; piece < 2 * ranks; ++piece) {
+      AppendSegment(row_[RankOfPiece(piece, ranks)], {begin, begin + sizes[piece]});
+      begin += sizes[piece];
+    }
+  }
+
+ private:
+  RowLayout& row_;
+  const std::vector<double> shares_;
+  std::vector<double> owed_;  // by rank: its share of what was dealt, less what it got
+};
+
+template <typename Dealer>
+void DealDocuments(std::span<const int64_t> documents, int64_t length, Dealer dealer) {
+  int64_t begin = 0;
+  for (const int64_t document : documents) {
+    if (document > 0) dealer.Deal(begin, document);
+    begin += document;
+  }
+  assert(begin <= length);
+  if (begin < length) dealer.Deal(begin, length - begin);
 }
 
 }  // namespace
@@ -32,12 +127,43 @@ int64_t SequenceLayout::RowsOf(int rank, int64_t batch_row) const {
   return rows_held;
 }
 
-SequenceLayout ContiguousLayout(int64_t length, int ranks) {
+void AppendSegment(std::vector<Segment>& segments, Segment next) {
+  if (next.size() == 0) return;
+  if (!segments.empty() && segments.back().end == next.begin) {
+    segments.back().end = next.end;
+  } else {
+    segments.push_back(next);
+  }
+}
+
+int64_t LayoutSize(const SequenceLayout& layout) {
+  int64_t size = 0;
+  for (const RowLayout& row : layout.rows) {
+    for (const std::vector<Segment>& segments : row) size += 1 + segments.size();
+  }
+  return size;
+}
+
+SequenceLayout ContiguousLayout(int64_t length, int ranks, const Weights& weights) {
   assert(length >= 1 && ranks >= 1);
-  const int64_t size = (length + ranks - 1) / ranks;
   RowLayout row(ranks);
+  if (weights.empty()) {
+    const int64_t size = (length + ranks - 1) / ranks;
+    for (int rank = 0; rank < ranks; ++rank) {
+      AppendSegment(row[rank],
+                    {std::min(length, rank * size), std::min(length, (rank + 1) * size)});
+    }
+    return {{std::move(row)}};
+  }
+  const std::vector<double> shares = SharesOf(weights);
+  double sum = 0;
+  int64_t begin = 0;
   for (int rank = 0; rank < ranks; ++rank) {
-    Append(row[rank], {std::min(length, rank * size), std::min(length, (rank + 1) * size)});
+    sum += shares[rank];
+    const int64_t cut = std::clamp<int64_t>(std::llround(sum * length), begin, length);
+    const int64_t end = rank + 1 == ranks ? length : cut;
+    AppendSegment(row[rank], {begin, end});
+    begin = end;
   }
   return {{std::move(row)}};
 }
@@ -45,21 +171,26 @@ SequenceLayout ContiguousLayout(int64_t length, int ranks) {
 SequenceLayout EvenLayout(int64_t length, int ranks) {
   assert(length >= 1 && ranks >= 1);
   RowLayout row(ranks);
-  for (int rank = 0; rank < ranks; ++rank) Append(row[rank], EvenPiece(length, ranks, rank));
+  for (int rank = 0; rank < ranks; ++rank) AppendSegment(row[rank], EvenPiece(length, ranks, rank));
   return {{std::move(row)}};
 }
 
-SequenceLayout HeadTailLayout(int64_t length, int ranks) {
+SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights) {
   assert(length >= 1 && ranks >= 1);
-  // The longer pieces come first: up to W of them are heads of different ranks, the others tails of
-  // different ranks, so the ranks' totals differ by at most one, too.
-  const int64_t pieces = 2 * static_cast<int64_t>(ranks);
+  return {{PerDocumentRow({}, length, ranks, weights)}};
+}
+
+RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
+                         const Weights& weights) {
+  assert(length >= 1 && ranks >= 1);
+  assert(weights.empty() || weights.size() == static_cast<size_t>(ranks));
   RowLayout row(ranks);
-  for (int rank = 0; rank < ranks; ++rank) {
-    Append(row[rank], EvenPiece(length, pieces, rank));
-    Append(row[rank], EvenPiece(length, pieces, pieces - 1 - rank));
+  if (weights.empty()) {
+    DealDocuments(documents, length, EvenDealer(row));
+  } else {
+    DealDocuments(documents, length, WeightedDealer(row, weights));
   }
-  return {{std::move(row)}};
+  return row;
 }
 
 std::vector<int64_t> Permutation(const RowLayout& row) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,16 +38,37 @@ struct SequenceLayout {
   friend bool operator==(const SequenceLayout&, const SequenceLayout&) = default;
 };
 
+// How much of the sequence each rank takes, in proportion: positive finite numbers by rank. Empty:
+// all the same, which is what the functions below say of themselves; then no weight is looked at.
+using Weights = std::vector<double>;
+
 // torch.chunk: ceil(length / ranks) positions each, the last short or empty. length >= 1, ranks
-// >= 1.
-SequenceLayout ContiguousLayout(int64_t length, int ranks);
+// >= 1. With weights: cuts at the rounded cumulative shares of `length`.
+SequenceLayout ContiguousLayout(int64_t length, int ranks, const Weights& weights = {});
 
 // Contiguous pieces whose sizes differ by at most one.
 SequenceLayout EvenLayout(int64_t length, int ranks);
 
 // 2W pieces, rank r holds pieces r and 2W-1-r: PyTorch's _HeadTailLoadBalancer where it accepts the
-// length (length % 2W == 0); elsewhere pieces and the ranks' totals differ by at most one.
-SequenceLayout HeadTailLayout(int64_t length, int ranks);
+// length (length % 2W == 0); elsewhere pieces and the ranks' totals differ by at most one. With
+// weights: both pieces of a rank take its share.
+SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights = {});
+
+// Head-tail inside each document of one batch row, rank-major: a rank's positions ascend. Equals
+// PyTorch's _PerDocumentHeadTailLoadBalancer where it accepts the lengths (each % 2W == 0).
+// Elsewhere the pieces of a document differ by at most one position, and so do the ranks' totals:
+// where a document does not divide, its longer pieces follow on those of the document before.
+// Positions past the documents (length - their sum >= 0) are cut like one more document. With
+// weights: pieces in proportion, and no rank's total is off its share by more than two positions.
+RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
+                         const Weights& weights = {});
+
+// Continues `segments`: a segment that begins where the last one ends lengthens it; an empty one
+// changes nothing. Fewer segments are fewer tiles and fewer runs of bytes.
+void AppendSegment(std::vector<Segment>& segments, Segment next);
+
+// What a layout takes, about: its segments and its lists of them.
+int64_t LayoutSize(const SequenceLayout& layout);
 
 // The layout as a permutation of one batch row: position i of the result holds this global
 // position, rank 0's first (PyTorch's _generate_indices), and its inverse (restore=True).

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
+#include <tuple>
+#include <utility>
 
 #include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
@@ -9,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
+#include "server/plan/cutting.h"
 #include "server/plan/mask.h"
 #include "server/plan/memory.h"
 #include "server/plan/names.h"
@@ -18,32 +22,12 @@ namespace ringserve {
 namespace {
 
 constexpr uint64_t kMostVisiblePairs = uint64_t{1} << 62;
-// One rank's tiles, at most two for a piece and 45 bytes for a tile, must fit into one message.
-constexpr int64_t kMostPieces = 65'536;
-
-// One way to cut the sequences.
-struct Cutting {
-  v1::Balancer balancer = v1::BALANCER_UNSPECIFIED;
-  std::string name;
-  SequenceLayout q;
-  SequenceLayout kv;
-};
-
-std::vector<Cutting> CuttingsFor(const v1::AttentionSpec& spec, v1::Balancer balancer, int ranks) {
-  const Cutting contiguous{v1::BALANCER_CONTIGUOUS, "contiguous",
-                           ContiguousLayout(spec.q_len(), ranks),
-                           ContiguousLayout(spec.kv_len(), ranks)};
-  const Cutting head_tail{v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(spec.q_len(), ranks),
-                          HeadTailLayout(spec.kv_len(), ranks)};
-  if (balancer == v1::BALANCER_CONTIGUOUS) return {contiguous};
-  if (balancer == v1::BALANCER_HEAD_TAIL) return {head_tail};
-  std::vector<Cutting> cuttings = {contiguous};
-  const Cutting even{v1::BALANCER_CONTIGUOUS, "even pieces", EvenLayout(spec.q_len(), ranks),
-                     EvenLayout(spec.kv_len(), ranks)};
-  if (even.q != contiguous.q || even.kv != contiguous.kv) cuttings.push_back(even);
-  if (ranks > 1) cuttings.push_back(head_tail);
-  return cuttings;
-}
+// One rank's tiles, at most one for a piece and 45 bytes for a tile, must fit into one message.
+constexpr int64_t kMostPieces = 131'072;
+// What `auto` may spend on one layout, and what a way to cut must be able to gain to be looked at:
+// per-document and PTRR layouts cost far more to look at than the others.
+constexpr int64_t kMostAutoLayout = int64_t{1} << 18;
+constexpr double kWorthALook = 0.01;
 
 std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate) {
   if (rotate == v1::ROTATE_METHOD_ALL_TO_ALL || rotate == v1::ROTATE_METHOD_ALL_GATHER)
@@ -69,49 +53,63 @@ struct Tried {
   std::string cutting;
   v1::RotateMethod rotate = v1::ROTATE_METHOD_UNSPECIFIED;
   double seconds = 0;
-  bool fits = true;
+  const char* unfit = nullptr;  // why it cannot be taken
 };
 
-// Looks at candidates and keeps the best: one that fits in memory, then the cheapest.
+// Looks at candidates and keeps the best: one that can be run, then the cheapest.
 class Search {
  public:
   Search(const v1::AttentionSpec& spec, const v1::AttentionOptions& options, const Group& group,
-         const Speed& speed, const std::vector<std::vector<Band>>& bands)
-      : spec_(spec), options_(options), group_(group), speed_(speed), bands_(bands) {}
+         const Speed& speed, const std::vector<std::vector<Band>>& bands, uint64_t total_work)
+      : spec_(spec),
+        options_(options),
+        group_(group),
+        speed_(speed),
+        bands_(bands),
+        total_work_(total_work),
+        pace_(PaceOf(options)),
+        cutter_(spec, options, bands) {}
 
-  // Every cutting and rotate method that the options allow, over `ranks` workers.
-  void Try(int ranks) {
-    for (Cutting& cutting : CuttingsFor(spec_, options_.balancer(), ranks)) {
-      const Workload workload = MakeWorkload(cutting.q, cutting.kv, bands_, spec_.batch());
-      piece_pairs_ += workload.piece_pairs;
-      const std::vector<uint64_t> kv_bytes = KvShardBytes(spec_, cutting.kv);
-      for (v1::RotateMethod rotate : RotatesFor(options_.rotate())) {
-        Consider({cutting, rotate, Estimate(workload, kv_bytes, rotate, speed_), workload.work,
-                  workload.reach,
-                  PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
+  // Every cutting and rotate method that the options allow, over `ranks` workers, but for those
+  // that could gain next to nothing. FAILED_PRECONDITION: the named balancer's layout is too large,
+  // or nothing that was ever tried has few enough pieces.
+  absl::Status Try(int ranks) {
+    const std::vector<Way> ways = cutter_.Ways(ranks);
+    for (const Way way : ways) {
+      if (ways.size() == 1) {
+        if (const absl::Status small = cutter_.Check(way, ranks); !small.ok()) return small;
+      } else if ((way == Way::kPerDocument || way == Way::kPtrr) && !WorthALook(way, ranks)) {
+        passed_over_.insert({ranks, way});
+        continue;
       }
+      Look(cutter_.Cut(way, ranks));
     }
+    if (best_) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("spec.masks and options.balancer cut what one worker does into more pieces "
+                     "(over ",
+                     ranks, " workers) than are served, limit ", kMostPieces,
+                     ": another balancer, larger blocks, fewer batch rows with masks of their own, "
+                     "or fewer workers, make fewer"));
   }
 
-  // The number of workers with the lowest estimate, by branch and bound: no cutting beats perfect
-  // balance without exchanges, so only numbers whose perfect time is below the best so far are
-  // looked at. Stops early where looking costs too much.
-  void TryAnyNumber(uint64_t total_work) {
-    const auto perfect_seconds = [&](int ranks) {
-      return total_work * speed_.seconds_per_pair / ranks +
-             (ranks - 1) * speed_.rank_overhead_seconds;
-    };
+  // The number of workers with the lowest estimate, by branch and bound: only numbers whose perfect
+  // time is below the best so far are looked at. Stops early where looking costs too much. As Try.
+  absl::Status TryAnyNumber() {
     std::vector<int> numbers;
     for (int ranks = 1; ranks <= group_.workers; ++ranks) numbers.push_back(ranks);
     std::stable_sort(numbers.begin(), numbers.end(),
-                     [&](int a, int b) { return perfect_seconds(a) < perfect_seconds(b); });
+                     [&](int a, int b) { return PerfectSeconds(a) < PerfectSeconds(b); });
+    absl::Status refused;  // why there was nothing with the last number
     for (int ranks : numbers) {
-      const bool found = best_ && Fits(*best_);
-      if (found && perfect_seconds(ranks) >= best_->cost.seconds) return;
-      if (piece_pairs_ > kMostPiecePairs) break;
-      Try(ranks);
+      if (best_ && Fits(*best_) && PerfectSeconds(ranks) >= best_->cost.seconds)
+        return absl::OkStatus();
+      if (effort_ > kMostPiecePairs) break;
+      if (absl::Status status = Try(ranks); !status.ok()) refused = std::move(status);
     }
-    if (!Fits(*best_)) Try(group_.workers);
+    if (best_ && Fits(*best_)) return absl::OkStatus();
+    if (absl::Status status = Try(group_.workers); !status.ok()) refused = std::move(status);
+    return best_ ? absl::OkStatus() : refused;
   }
 
   bool Fits(const Candidate& candidate) const {
@@ -124,22 +122,47 @@ class Search {
   }
 
  private:
-  void Consider(Candidate candidate) {
-    const bool fits = Fits(candidate);
-    tried_.push_back({candidate.ranks(), candidate.cutting.name, candidate.rotate,
-                      candidate.cost.seconds, fits});
-    if (best_ && fits != Fits(*best_)) {
-      if (!fits) return;
-    } else if (best_ && !fits) {
-      if (candidate.largest_peak() >= best_->largest_peak()) return;
-    } else if (best_ && !Cheaper(candidate.cost, best_->cost)) {
+  // No cutting beats perfect balance without exchanges.
+  double PerfectSeconds(int ranks) const {
+    return static_cast<double>(total_work_) * speed_.seconds_per_pair / ranks +
+           (ranks - 1) * speed_.rank_overhead_seconds;
+  }
+
+  bool WorthALook(Way way, int ranks) const {
+    if (cutter_.SizeOf(way, ranks) > kMostAutoLayout) return false;
+    return !best_ || !Fits(*best_) ||
+           best_->cost.seconds > (1 + kWorthALook) * PerfectSeconds(ranks);
+  }
+
+  void Look(const Cutting& cutting) {
+    const Workload workload =
+        MakeWorkload(cutting.q, cutting.kv, bands_, spec_.batch(), pace_, kMostPieces);
+    effort_ += workload.piece_pairs + LayoutSize(cutting.q) + LayoutSize(cutting.kv);
+    if (workload.pieces > kMostPieces) {
+      for (v1::RotateMethod rotate : RotatesFor(options_.rotate()))
+        tried_.push_back({cutting.q.ranks(), cutting.name, rotate, 0, "too many pieces"});
       return;
     }
-    best_ = std::move(candidate);
+    const std::vector<uint64_t> kv_bytes = KvShardBytes(spec_, cutting.kv);
+    for (v1::RotateMethod rotate : RotatesFor(options_.rotate())) {
+      Consider({cutting, rotate, Estimate(workload, kv_bytes, rotate, speed_), workload.work,
+                workload.reach, PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
+    }
+  }
+
+  void Consider(Candidate candidate) {
+    tried_.push_back({candidate.ranks(), candidate.cutting.name, candidate.rotate,
+                      candidate.cost.seconds, Fits(candidate) ? nullptr : "too much memory"});
+    if (!best_ || Better(candidate, *best_)) best_ = std::move(candidate);
+  }
+
+  bool Better(const Candidate& a, const Candidate& b) const {
+    if (Fits(a) != Fits(b)) return Fits(a);
+    return Fits(a) ? Cheaper(a.cost, b.cost) : a.largest_peak() < b.largest_peak();
   }
 
   static std::string SecondsOf(const Tried& tried) {
-    return tried.fits ? absl::StrFormat("%.3g s", tried.seconds) : "too much memory";
+    return tried.unfit ? tried.unfit : absl::StrFormat("%.3g s", tried.seconds);
   }
 
   std::string WorkersReason() const {
@@ -147,8 +170,8 @@ class Search {
     const Tried* runner_up = nullptr;
     for (const Tried& tried : tried_) {
       if (tried.ranks == best_->ranks()) continue;
-      if (!runner_up || std::make_tuple(!tried.fits, tried.seconds) <
-                            std::make_tuple(!runner_up->fits, runner_up->seconds)) {
+      if (!runner_up || std::make_tuple(!!tried.unfit, tried.seconds) <
+                            std::make_tuple(!!runner_up->unfit, runner_up->seconds)) {
         runner_up = &tried;
       }
     }
@@ -171,6 +194,13 @@ class Search {
     }
     std::string reason = absl::StrFormat("balancer %s: imbalance %.3f, %.3g s estimated", chosen,
                                          best_->cost.imbalance, best_->cost.seconds);
+    for (const Way way : {Way::kPerDocument, Way::kPtrr}) {
+      if (!passed_over_.count({best_->ranks(), way})) continue;
+      others.push_back(absl::StrCat(way == Way::kPtrr ? "ptrr" : "per-document",
+                                    cutter_.SizeOf(way, best_->ranks()) > kMostAutoLayout
+                                        ? " not tried: too many pieces"
+                                        : " not tried: could gain less than 1 %"));
+    }
     if (!others.empty()) absl::StrAppend(&reason, " (", absl::StrJoin(others, ", "), ")");
     return reason;
   }
@@ -200,22 +230,16 @@ class Search {
   const Group& group_;
   const Speed& speed_;
   const std::vector<std::vector<Band>>& bands_;
+  const uint64_t total_work_;
+  const std::vector<double> pace_;
+  Cutter cutter_;
   std::optional<Candidate> best_;
   std::vector<Tried> tried_;
-  int64_t piece_pairs_ = 0;
+  std::set<std::pair<int, Way>> passed_over_;  // ranks, way
+  int64_t effort_ = 0;
 };
 
 absl::Status CheckServed(const v1::AttentionOptions& options) {
-  switch (options.balancer()) {
-    case v1::BALANCER_UNSPECIFIED:
-    case v1::BALANCER_AUTO:
-    case v1::BALANCER_CONTIGUOUS:
-    case v1::BALANCER_HEAD_TAIL:
-      break;
-    default:
-      return absl::UnimplementedError(absl::StrCat(
-          "options.balancer ", BalancerName(options.balancer()), " is not served yet"));
-  }
   switch (options.rotate()) {
     case v1::ROTATE_METHOD_UNSPECIFIED:
     case v1::ROTATE_METHOD_AUTO:
@@ -262,6 +286,7 @@ Plan ToPlan(const Search& search, const v1::AttentionSpec& spec,
   plan.options.set_balancer(best.cutting.balancer);
   plan.options.set_rotate(best.rotate);
   plan.options.set_workers(best.ranks());
+  plan.options.set_ptrr_block(best.cutting.ptrr_block);
   plan.q = best.cutting.q;
   plan.kv = best.cutting.kv;
   plan.bands = std::move(bands);
@@ -292,23 +317,15 @@ absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::Attention
   if (!total.ok()) return total.status();
 
   const Speed speed = SpeedOf(measurements, normalized);
-  Search search(normalized, options, group, speed, *bands);
-  if (options.workers() > 0) {
-    search.Try(options.workers());
-  } else {
-    search.TryAnyNumber(*total);
-  }
+  Search search(normalized, options, group, speed, *bands, *total);
+  const absl::Status found =
+      options.workers() > 0 ? search.Try(options.workers()) : search.TryAnyNumber();
+  if (!found.ok()) return found;
   if (!search.Fits(search.best())) {
     return absl::FailedPreconditionError(
         absl::StrCat("spec needs ", search.best().largest_peak(), " bytes on a worker, limit ",
                      group.memory_bytes, " (cut over ", search.best().ranks(), " of ",
                      group.workers, " workers)"));
-  }
-  if (const int64_t pieces = search.best().cost.pieces; pieces > kMostPieces) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("spec.masks cut what one worker does into ", pieces, " pieces (over ",
-                     search.best().ranks(), " workers), limit ", kMostPieces,
-                     ": fewer batch rows with masks of their own, or fewer workers, make fewer"));
   }
   return ToPlan(search, normalized, options, *std::move(bands));
 }

@@ -48,9 +48,9 @@ v1::Measurements DefaultMeasurements();
 // `spec` and `options` are valid (proto/validate.h).
 // UNAVAILABLE: group has no workers, or fewer than options.workers asks for.
 // FAILED_PRECONDITION: a rank's peak bytes exceed group.memory_bytes however the options let it be
-// cut, or
-//   more than 2^62 pairs are visible, or a rank's part falls into more than 65,536 pieces (segment
-//   of queries, segment of keys, band, batch row with a mask of its own); says both numbers.
+// cut, or the named balancer's layout is larger than 2^22 pieces, or
+//   more than 2^62 pairs are visible, or a rank's part falls into more than 131,072 pieces (see
+//   Workload); says the limit.
 // UNIMPLEMENTED: a named field that validation let pass but no planner serves.
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
                               const Group& group, const v1::Measurements& measurements);

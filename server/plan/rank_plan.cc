@@ -27,6 +27,19 @@ v1::Tile ToTile(const Band& band, int owner, int batch_row) {
   return tile;
 }
 
+// Keys that all queries of a strip see are one run in their owner's shard, however many segments.
+void AddPiece(const Band& piece, std::vector<Band>& pieces) {
+  if (!pieces.empty()) {
+    Band& last = pieces.back();
+    if (IsFull(last) && IsFull(piece) && last.q_begin == piece.q_begin &&
+        last.q_end == piece.q_end && last.k_end == piece.k_begin) {
+      last.k_end = piece.k_end;
+      return;
+    }
+  }
+  pieces.push_back(piece);
+}
+
 // What the bands of one batch row show to one rank's queries, by owner of the keys, in local rows.
 std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
                                                const PositionIndex& kv, const BandTree& bands) {
@@ -40,8 +53,8 @@ std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
         const Band piece =
             Cut(strip, strip.q_begin, strip.q_end, keys.segment.begin, keys.segment.end);
         if (Empty(piece)) continue;
-        pieces[keys.rank].push_back(
-            Shifted(piece, queries.local - begin, keys.local - keys.segment.begin));
+        AddPiece(Shifted(piece, queries.local - begin, keys.local - keys.segment.begin),
+                 pieces[keys.rank]);
       }
     });
   }

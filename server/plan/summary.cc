@@ -6,6 +6,9 @@
 namespace ringserve {
 namespace {
 
+// At 16 bytes each, well within one message.
+constexpr int64_t kMostShownSegments = 100'000;
+
 uint64_t WorkOf(const v1::Tile& tile, int64_t batch) {
   Band band{.q_begin = 0,
             .q_end = tile.q_end() - tile.q_begin(),
@@ -23,8 +26,10 @@ v1::PlanSummary Summarize(const Plan& plan) {
   summary.set_balancer(plan.options.balancer());
   summary.set_rotate(plan.options.rotate());
   summary.set_workers(plan.ranks());
-  *summary.mutable_layout()->mutable_q() = ToProto(plan.q);
-  *summary.mutable_layout()->mutable_kv() = ToProto(plan.kv);
+  if (LayoutSize(plan.q) + LayoutSize(plan.kv) <= kMostShownSegments) {
+    *summary.mutable_layout()->mutable_q() = ToProto(plan.q);
+    *summary.mutable_layout()->mutable_kv() = ToProto(plan.kv);
+  }
   for (uint64_t work : plan.work) summary.add_work(work);
   for (uint64_t bytes : plan.bytes_sent) summary.add_bytes(bytes);
   for (uint64_t bytes : plan.peak_bytes) summary.add_peak_bytes(bytes);

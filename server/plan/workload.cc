@@ -1,6 +1,7 @@
 #include "server/plan/workload.h"
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "server/plan/band_tree.h"
@@ -45,35 +46,36 @@ struct Interval {
 class Survey {
  public:
   Survey(const RowLayout& q, const RowLayout& kv, std::vector<RowGroup> groups, Workload& workload)
-      : kv_(kv), groups_(std::move(groups)), workload_(workload) {
+      : q_(q), kv_(kv), groups_(std::move(groups)), workload_(workload) {
     for (const RowGroup& group : groups_) trees_.emplace_back(*group.bands);
-    for (int rank = 0; rank < workload.ranks; ++rank) {
-      const std::vector<Placed> placed = PlacedSegments(q, rank);
-      q_.insert(q_.end(), placed.begin(), placed.end());
-    }
   }
 
-  // Fills work, needs and piece_pairs; adds to `pieces` by rank.
-  void Totals(std::vector<int64_t>& pieces) {
+  // Fills work, needs and piece_pairs; adds to `pieces` by rank. False: a rank has more than
+  // `most`.
+  bool Totals(std::vector<int64_t>& pieces, int64_t most) {
     std::vector<Interval> seen;
-    for (const Placed& queries : q_) {
+    const auto survey = [&](int rank, const Segment& queries) {
       seen.clear();
       ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
-        workload_.work[queries.rank] += Area(strip) * rows;
-        const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
-        const int64_t windows = strip.lo == Band::kUnboundedLo ? 0 : MostTiles(strip) / 2;
-        pieces[queries.rank] += (crossed + windows) * (groups_.size() == 1 ? 1 : rows);
-        workload_.piece_pairs += crossed;
+        workload_.work[rank] += Area(strip) * rows;
+        workload_.piece_pairs += kv_.Overlapping(strip.k_begin, strip.k_end).size();
+        pieces[rank] += TilesAtMost(strip) * (groups_.size() == 1 ? 1 : rows);
         seen.push_back({strip.k_begin, strip.k_end});
       });
-      MarkNeeds(queries.rank, seen);
+      MarkNeeds(rank, seen);
+    };
+    for (int rank = 0; rank < workload_.ranks; ++rank) {
+      for (const Segment& queries : q_[rank]) {
+        survey(rank, queries);
+        if (pieces[rank] > most) return false;
+      }
     }
+    return true;
   }
 
   // Adds to `pair_work` [rank * ranks + owner].
   void PairWork(std::vector<uint64_t>& pair_work) const {
-    for (const Placed& queries : q_) {
-      uint64_t* row = &pair_work[static_cast<size_t>(queries.rank) * workload_.ranks];
+    const auto survey = [&](uint64_t* row, const Segment& queries) {
       ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
         // Between these keys no diagonal cuts the strip: no need to ask for the area.
         const int64_t full_begin =
@@ -90,15 +92,35 @@ class Survey {
           row[keys.rank] += area * rows;
         }
       });
+    };
+    for (int rank = 0; rank < workload_.ranks; ++rank) {
+      for (const Segment& queries : q_[rank])
+        survey(&pair_work[static_cast<size_t>(rank) * workload_.ranks], queries);
     }
   }
 
  private:
+  // The most tiles that a strip becomes (see TilesOf). Keys that all its queries see are one run in
+  // the shard of each owner, whose positions ascend; each segment of the others is a tile of its
+  // own, and adds two to those of a window.
+  int64_t TilesAtMost(const Band& strip) const {
+    if (strip.lo != Band::kUnboundedLo) {
+      const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
+      return 2 * crossed + MostTiles(strip);
+    }
+    const int64_t all_see = strip.hi == Band::kUnboundedHi
+                                ? strip.k_end
+                                : std::min(strip.k_end, strip.q_begin + strip.hi);
+    const int64_t runs = kv_.Overlapping(strip.k_begin, all_see).size();
+    const int64_t cut = kv_.Overlapping(all_see, strip.k_end).size();
+    return std::min<int64_t>(runs, workload_.ranks) + cut;
+  }
+
   // What each band shows to one segment of queries: visit(band cut to it, batch rows).
   template <typename Visit>
-  void ForEachStrip(const Placed& queries, Visit visit) const {
+  void ForEachStrip(const Segment& queries, Visit visit) const {
     for (size_t i = 0; i < groups_.size(); ++i) {
-      const int64_t begin = queries.segment.begin, end = queries.segment.end;
+      const int64_t begin = queries.begin, end = queries.end;
       trees_[i].ForEachNearQueries(begin, end, [&](const Band& band) {
         const Band strip = Cut(band, begin, end, band.k_begin, band.k_end);
         if (!Empty(strip)) visit(strip, groups_[i].rows);
@@ -120,17 +142,24 @@ class Survey {
     }
   }
 
-  std::vector<Placed> q_;
+  const RowLayout& q_;
   PositionIndex kv_;
   std::vector<RowGroup> groups_;
   std::vector<BandTree> trees_;
   Workload& workload_;
 };
 
+// Rounded up, so that the steps of a rank are never less than all of its work.
+uint64_t Paced(uint64_t pairs, int rank, std::span<const double> pace) {
+  if (pace.empty()) return pairs;
+  return static_cast<uint64_t>(
+      std::ceil(std::min(static_cast<double>(pairs) * pace[rank], 0x1p62)));
+}
+
 // The busiest rank of every step, no more than all of its work and than all pairs of the two
 // shards.
 void BoundLockstep(const SequenceLayout& q, const SequenceLayout& kv, int64_t batch,
-                   Workload& workload) {
+                   std::span<const double> pace, Workload& workload) {
   const int ranks = workload.ranks;
   std::vector<uint64_t> q_rows(ranks), kv_rows(ranks);
   for (int64_t b = 0; b < std::max<int64_t>(q.rows.size(), kv.rows.size()); ++b) {
@@ -146,20 +175,22 @@ void BoundLockstep(const SequenceLayout& q, const SequenceLayout& kv, int64_t ba
       if (__builtin_mul_overflow(q_rows[rank] * kv_rows[owner], batch, &pairs))
         pairs = workload.work[rank];
       uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
-      busiest = std::max(busiest, std::min(pairs, workload.work[rank]));
+      busiest = std::max(busiest, Paced(std::min(pairs, workload.work[rank]), rank, pace));
     }
   }
   workload.lockstep_is_bound = true;
 }
 
-void ExactLockstep(const std::vector<Survey>& surveys, Workload& workload) {
+void ExactLockstep(const std::vector<Survey>& surveys, std::span<const double> pace,
+                   Workload& workload) {
   const int ranks = workload.ranks;
   std::vector<uint64_t> pair_work(static_cast<size_t>(ranks) * ranks);
   for (const Survey& survey : surveys) survey.PairWork(pair_work);
   for (int rank = 0; rank < ranks; ++rank) {
     for (int owner = 0; owner < ranks; ++owner) {
       uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
-      busiest = std::max(busiest, pair_work[static_cast<size_t>(rank) * ranks + owner]);
+      busiest = std::max(busiest,
+                         Paced(pair_work[static_cast<size_t>(rank) * ranks + owner], rank, pace));
     }
   }
 }
@@ -177,7 +208,8 @@ void FindReach(Workload& workload) {
 }  // namespace
 
 Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
-                      const std::vector<std::vector<Band>>& bands, int64_t batch) {
+                      const std::vector<std::vector<Band>>& bands, int64_t batch,
+                      std::span<const double> pace, int64_t most_pieces) {
   Workload workload;
   workload.ranks = q.ranks();
   workload.work.resize(workload.ranks);
@@ -195,17 +227,24 @@ Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
     }
   }
   std::vector<int64_t> pieces(workload.ranks);
-  for (Survey& survey : surveys) survey.Totals(pieces);
+  for (Survey& survey : surveys) {
+    if (survey.Totals(pieces, most_pieces)) continue;
+    workload.pieces = most_pieces + 1;
+    return workload;
+  }
   workload.pieces = *std::max_element(pieces.begin(), pieces.end());
   FindReach(workload);
   if (workload.piece_pairs > kMostPiecePairs) {
-    BoundLockstep(q, kv, batch, workload);
+    BoundLockstep(q, kv, batch, pace, workload);
   } else {
-    ExactLockstep(surveys, workload);
+    ExactLockstep(surveys, pace, workload);
   }
   // No step waits for more than all ranks' work in it: the sum cannot exceed the total.
   uint64_t total = 0;
-  for (uint64_t pairs : workload.work) total += pairs;
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    workload.paced.push_back(Paced(workload.work[rank], rank, pace));
+    total = std::min(uint64_t{1} << 62, total + workload.paced[rank]);
+  }
   for (uint64_t pairs : workload.lockstep) {
     workload.lockstep_total = std::min(total, workload.lockstep_total + std::min(total, pairs));
   }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <span>
 #include <vector>
 
 #include "proto/band.h"
@@ -16,25 +18,28 @@ inline constexpr int64_t kMostPiecePairs = 10'000'000;
 struct Workload {
   int ranks = 0;
   std::vector<uint64_t> work;      // by rank: visible pairs over all batch rows
-  std::vector<uint64_t> lockstep;  // by ring step: pairs of the busiest rank
+  std::vector<uint64_t> paced;     // by rank: work times its pace
+  std::vector<uint64_t> lockstep;  // by ring step: pairs of the busiest rank, times its pace
   bool lockstep_is_bound = false;  // an upper bound: exact would cost more than kMostPiecePairs
   uint64_t lockstep_total = 0;     // sum of `lockstep`, or a better bound
   std::vector<bool>
       needs;  // [rank * ranks + owner]: a pair of rank's queries and owner's keys is visible
   std::vector<int>
-      reach;  // by owner: how many ranks up the ring the last one that needs its shard is
-  // Of the busiest rank: what its number of tiles grows with. A window's tiles, by twos, are
-  // pieces.
-  int64_t pieces = 0;
+      reach;           // by owner: how many ranks up the ring the last one that needs its shard is
+  int64_t pieces = 0;  // of the busiest rank: it has at most so many tiles
   int64_t piece_pairs = 0;  // of all ranks: what this computation cost
 
   bool Needs(int rank, int owner) const { return needs[static_cast<size_t>(rank) * ranks + owner]; }
 };
 
-// `bands` as CompileMasks makes them. The visible pairs of all batch rows are at most 2^62.
+// `bands` as CompileMasks makes them. The visible pairs of all batch rows are at most 2^62. `pace`
+// by rank, or empty, all 1: how much longer than on an average worker the same work takes.
 // O(segments x bands near them + visible piece pairs), or without the latter where they are too
-// many.
+// many. As soon as a rank has more than `most_pieces` nothing else is looked at: then only `pieces`
+// (more than that) means anything.
 Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
-                      const std::vector<std::vector<Band>>& bands, int64_t batch);
+                      const std::vector<std::vector<Band>>& bands, int64_t batch,
+                      std::span<const double> pace = {},
+                      int64_t most_pieces = std::numeric_limits<int64_t>::max());
 
 }  // namespace ringserve

@@ -63,8 +63,9 @@ v1::AttendHeader RandomHeader(Random& random) {
   for (int64_t i = 0; i < masks; ++i)
     *spec.add_masks() = RandomMask(random, spec.q_len(), spec.kv_len());
   v1::AttentionOptions& options = *header.mutable_options();
-  options.set_balancer(random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO,
-                                    v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}));
+  options.set_balancer(
+      random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO, v1::BALANCER_CONTIGUOUS,
+                   v1::BALANCER_HEAD_TAIL, v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR}));
   options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
                                   v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}));
   options.set_workers(static_cast<int>(random.Between(0, kWorkers)));
@@ -279,16 +280,10 @@ TEST_F(AttendTest, RefusesWhatIsNotServedNamingTheField) {
   refused([](Header& h) { h.mutable_spec()->set_alibi_slopes(true); }, "spec.alibi_slopes");
   refused([](Header& h) { h.mutable_spec()->set_sink_logits(true); }, "spec.sink_logits");
   refused([](Header& h) { h.mutable_spec()->set_dropout(0.5); }, "spec.dropout");
-  refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
-          "options.balancer");
-  refused([](Header& h) { h.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },
-          "options.balancer");
   refused([](Header& h) { h.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
           "options.rotate");
   refused([](Header& h) { h.mutable_options()->set_lse_without_sinks(true); },
           "options.lse_without_sinks");
-  refused([](Header& h) { h.mutable_options()->set_ptrr_block(2); }, "options.ptrr_block");
-  refused([](Header& h) { h.mutable_options()->add_worker_weights(1); }, "options.worker_weights");
   refused([](Header& h) { h.mutable_options()->set_convert_to_f32(false); },
           "options.convert_to_f32");
   refused([](Header& h) { h.set_session("mine"); }, "session");

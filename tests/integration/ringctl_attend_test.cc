@@ -202,7 +202,6 @@ TEST_F(RingctlAttend, SaysWhyTheServerDoesNot) {
   };
   for (const Refusal& refusal : {
            Refusal{{"--workers", "9"}, kExitUnavailable, "options.workers is 9"},
-           Refusal{{"--balancer", "ptrr"}, kExitRefused, "options.balancer"},
            Refusal{{"--rotate", "pass-q"}, kExitRefused, "options.rotate"},
            Refusal{{"--mask-file", window}, kExitRefused, "spec.masks[0].window"},
        }) {

@@ -8,6 +8,7 @@
 
 #include "server/plan/mask.h"
 #include "server/plan/workload.h"
+#include "tests/plan/golden_mask.h"
 #include "tests/support/random.h"
 #include "tests/support/safetensors.h"
 
@@ -47,6 +48,32 @@ TEST(Layout, HeadTailIsPyTorchs) {
     ++cases;
   }
   EXPECT_GE(cases, 25);
+}
+
+TEST(Layout, PerDocumentIsPyTorchs) {
+  const nlohmann::json golden = ReadGoldenJson("golden/balancers.json");
+  int cases = 0;
+  for (const nlohmann::json& c : golden.at("per_document")) {
+    const int ranks = c.at("world_size");
+    SCOPED_TRACE(c.at("balancer").dump() + " over " + std::to_string(ranks));
+    for (size_t b = 0; b < c.at("indices").size(); ++b) {
+      const auto documents = c.at("balancer").at("docs")[b].get<std::vector<int64_t>>();
+      const auto indices = c.at("indices")[b].get<std::vector<int64_t>>();
+      const int64_t length = static_cast<int64_t>(indices.size());
+      const SequenceLayout layout{{PerDocumentRow(documents, length, ranks)}};
+      EXPECT_EQ(Permutation(layout.rows[0]), indices);
+      EXPECT_EQ(InversePermutation(layout.rows[0]), c.at("restore")[b].get<std::vector<int64_t>>());
+      const std::vector<Band> bands = DocumentBands(documents, /*causal=*/true);
+      const auto work = [&](const SequenceLayout& of) {
+        return MakeWorkload(of, of, {bands}, 1).work;
+      };
+      EXPECT_EQ(work(layout), c.at("rank_work")[b].get<std::vector<uint64_t>>());
+      EXPECT_EQ(work(ContiguousLayout(length, ranks)),
+                c.at("rank_work_contiguous")[b].get<std::vector<uint64_t>>());
+      ++cases;
+    }
+  }
+  EXPECT_GE(cases, 28);
 }
 
 TEST(Layout, ContiguousIsTorchChunks) {
@@ -112,6 +139,102 @@ TEST(Layout, HasPiecesAndTotalsThatDifferByAtMostOne) {
         }
       }
     }
+  }
+}
+
+// Of each document: its positions by piece, from the segments of all ranks.
+void ExpectEvenPieces(const RowLayout& row, int64_t begin, int64_t length) {
+  const int64_t pieces = 2 * static_cast<int64_t>(row.size());
+  for (const std::vector<Segment>& segments : row) {
+    int64_t held = 0;
+    for (const Segment& segment : segments) {
+      held += std::max<int64_t>(
+          0, std::min(segment.end, begin + length) - std::max(segment.begin, begin));
+    }
+    EXPECT_GE(held, 2 * (length / pieces));
+    EXPECT_LE(held, 2 * (length / pieces) + std::min<int64_t>(2, length % pieces));
+  }
+}
+
+void ExpectEvenTotals(const RowLayout& row) {
+  const std::vector<int64_t> totals = Sizes({{row}});
+  const auto [least, most] = std::minmax_element(totals.begin(), totals.end());
+  EXPECT_LE(*most - *least, 1);
+}
+
+TEST(Layout, PerDocumentHasPiecesAndTotalsThatDifferByAtMostOne) {
+  Random random(3);
+  for (int i = 0; i < 1'000; ++i) {
+    const int ranks = static_cast<int>(random.Between(1, 8));
+    std::vector<int64_t> documents(random.Between(0, 40));
+    for (int64_t& document : documents)
+      document = random.Chance(0.7) ? random.Between(0, 8) : random.Between(1, 100);
+    const int64_t sum = std::accumulate(documents.begin(), documents.end(), int64_t{0});
+    const int64_t length = std::max<int64_t>(1, sum + random.Pick({0, 0, 1, 5, 50}));
+    SCOPED_TRACE("case " + std::to_string(i));
+    const RowLayout row = PerDocumentRow(documents, length, ranks);
+    ExpectWhole({{row}}, length);
+    ExpectEvenTotals(row);
+    int64_t begin = 0;
+    for (const int64_t document : documents) {
+      ExpectEvenPieces(row, begin, document);
+      begin += document;
+    }
+    ExpectEvenPieces(row, begin, length - begin);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Layout, PerDocumentDealsAThousandDocumentsOfOneTokenEvenly) {
+  for (int ranks = 2; ranks <= 8; ++ranks) {
+    for (const int64_t padding : {0, 1, 7, 100}) {
+      const std::vector<int64_t> documents(1'000, 1);
+      const RowLayout row = PerDocumentRow(documents, 1'000 + padding, ranks);
+      ExpectWhole({{row}}, 1'000 + padding);
+      ExpectEvenTotals(row);
+    }
+  }
+}
+
+TEST(Layout, PerDocumentWithOneDocumentIsHeadTail) {
+  for (int ranks = 1; ranks <= 5; ++ranks) {
+    for (int64_t length = 1; length < 60; ++length) {
+      EXPECT_EQ(PerDocumentRow(std::vector<int64_t>{length}, length, ranks),
+                HeadTailLayout(length, ranks).rows[0]);
+      EXPECT_EQ(PerDocumentRow({}, length, ranks), HeadTailLayout(length, ranks).rows[0]);
+    }
+  }
+}
+
+TEST(Layout, WeightsShiftTheCutsInProportion) {
+  EXPECT_THAT(Sizes(ContiguousLayout(600, 3, {1, 2, 3})), ElementsAre(100, 200, 300));
+  EXPECT_THAT(Sizes(HeadTailLayout(600, 3, {1, 2, 3})), ElementsAre(100, 200, 300));
+  EXPECT_THAT(Sizes(ContiguousLayout(10, 3, {1e300, 1e-300, 1e300})), ElementsAre(5, 0, 5));
+  // Of a causal mask, work follows the weights as rows do.
+  EXPECT_THAT(CausalWork(HeadTailLayout(600, 2, {1, 2}), 600), ElementsAre(60'100, 120'200));
+}
+
+TEST(Layout, WeightsHoldEveryPositionOnceAndKeepToTheShares) {
+  Random random(4);
+  for (int i = 0; i < 1'000; ++i) {
+    const int ranks = static_cast<int>(random.Between(1, 8));
+    Weights weights(ranks);
+    double sum = 0;
+    for (double& weight : weights) sum += weight = 0.1 + random.Fraction() * random.Pick({1, 9});
+    std::vector<int64_t> documents(random.Between(0, 60));
+    for (int64_t& document : documents) document = random.Between(0, random.Pick({3, 8, 50}));
+    const int64_t length = std::max<int64_t>(
+        1, std::accumulate(documents.begin(), documents.end(), random.Between(0, 9)));
+    SCOPED_TRACE("case " + std::to_string(i));
+    const SequenceLayout layouts[] = {ContiguousLayout(length, ranks, weights),
+                                      HeadTailLayout(length, ranks, weights),
+                                      {{PerDocumentRow(documents, length, ranks, weights)}}};
+    for (const SequenceLayout& layout : layouts) {
+      ExpectWhole(layout, length);
+      for (int rank = 0; rank < ranks; ++rank)
+        EXPECT_NEAR(layout.RowsOf(rank, 0), length * weights[rank] / sum, 2.0001);
+    }
+    if (testing::Test::HasFailure()) return;
   }
 }
 

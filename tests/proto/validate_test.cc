@@ -21,6 +21,10 @@ using testing::HasSubstr;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kMaxOffset = int64_t{1} << 40;
+void SetWeights(v1::AttendHeader& header, int workers, std::initializer_list<double> weights) {
+  header.mutable_options()->set_workers(workers);
+  for (const double weight : weights) header.mutable_options()->add_worker_weights(weight);
+}
 
 // `set` puts one number into a field whose values reach from `least` to `most`.
 void ExpectRange(const std::string& field, int64_t least, int64_t most,
@@ -93,6 +97,13 @@ TEST(Validate, AcceptsEverythingThatIsServed) {
       [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_AUTO); },
       [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_CONTIGUOUS); },
       [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_HEAD_TAIL); },
+      [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },
+      [](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
+      [](auto& header) { header.mutable_options()->set_ptrr_block(1); },
+      [](auto& header) { header.mutable_options()->set_ptrr_count_blocks(true); },
+      [](auto& header) {
+        SetWeights(header, 2, {1e-6, 1});
+      },
       [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_AUTO); },
       [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_ALL_TO_ALL); },
       [](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_ALL_GATHER); },
@@ -216,6 +227,27 @@ TEST(Validate, RefusesNumbersThatAreNotFinite) {
   });
 }
 
+TEST(Validate, WantsOneWeightForEveryWorkerAndNoneTooFarFromTheOthers) {
+  ExpectInvalid({
+      {[](auto& header) {
+         SetWeights(header, 3, {1, 2});
+       },
+       "options.worker_weights is 2 entries: none, or as many as options.workers (3)"},
+      {[](auto& header) {
+         SetWeights(header, 0, {1, 2});
+       },
+       "options.worker_weights is 2 entries: none, or as many as options.workers (0)"},
+      {[](auto& header) {
+         SetWeights(header, 3, {1, 1.5e6, 2});
+       },
+       "options.worker_weights[1] is 1.5e+06: at most 1e+06 times the smallest (1)"},
+      {[](auto& header) {
+         SetWeights(header, 2, {1, -1});
+       },
+       "options.worker_weights[1] is -1: must be finite and above 0"},
+  });
+}
+
 TEST(Validate, RefusesDimsWhoseProductOverflows) {
   const auto dims = [](auto& header, int64_t batch, int64_t heads, int64_t q_len, int64_t kv_len) {
     v1::AttentionSpec& spec = *header.mutable_spec();
@@ -273,18 +305,10 @@ TEST(Validate, SaysWhatIsNotServed) {
            "spec.sink_logits is not served yet"},
           {[](auto& header) { header.mutable_spec()->set_dropout(0.1); },
            "spec.dropout is not served yet"},
-          {[](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT); },
-           "options.balancer BALANCER_PER_DOCUMENT is not served yet"},
-          {[](auto& header) { header.mutable_options()->set_balancer(v1::BALANCER_PTRR); },
-           "options.balancer BALANCER_PTRR is not served yet"},
           {[](auto& header) { header.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
            "options.rotate ROTATE_METHOD_PASS_Q is not served yet"},
           {[](auto& header) { header.mutable_options()->set_lse_without_sinks(true); },
            "options.lse_without_sinks is not served yet"},
-          {[](auto& header) { header.mutable_options()->set_ptrr_block(1); },
-           "options.ptrr_block is not served yet"},
-          {[](auto& header) { header.mutable_options()->add_worker_weights(1); },
-           "options.worker_weights is not served yet"},
           {[](auto& header) { header.mutable_options()->set_convert_to_f32(false); },
            "options.convert_to_f32 is false, which is not served"},
           {[](auto& header) { header.set_session("mine"); }, "session is not served yet"},

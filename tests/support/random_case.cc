@@ -30,6 +30,15 @@ void SetScale(Random& random, v1::AttentionSpec& spec) {
   spec.set_scale(random.Pick({0.0, -normal, normal, normal * random.Normal(), 1e-3, 1.0}));
 }
 
+// What balancers are told beyond their name.
+void SetCutting(Random& random, v1::AttentionOptions& options) {
+  if (random.Chance(0.5)) options.set_ptrr_block(random.BetweenByMagnitude(1, 64));
+  options.set_ptrr_count_blocks(random.Chance(0.3));
+  if (!random.Chance(0.25)) return;
+  for (int rank = 0; rank < options.workers(); ++rank)
+    options.add_worker_weights(0.2 + random.Fraction() * random.Pick({0.1, 1.0, 5.0}));
+}
+
 }  // namespace
 
 std::string Case::ToString() const {
@@ -55,11 +64,13 @@ Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows) {
   }
   c.options.set_balancer(
       random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO, v1::BALANCER_CONTIGUOUS,
-                   v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL, v1::BALANCER_HEAD_TAIL}));
+                   v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL, v1::BALANCER_HEAD_TAIL,
+                   v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR, v1::BALANCER_PTRR}));
   c.options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
                                     v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_TO_ALL,
                                     v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_ALL_GATHER}));
   c.options.set_workers(static_cast<int32_t>(random.Between(0, most_workers)));
+  SetCutting(random, c.options);
   c.options.set_return_lse(true);
   c.gain = random.Pick({1.0, 1.0, 0.1, 4.0});
   return c;

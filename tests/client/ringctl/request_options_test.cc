@@ -61,7 +61,8 @@ TEST(RequestOptions, AreFullAndAutomaticByDefault) {
 TEST(RequestOptions, EveryOneReachesTheRequest) {
   const auto request =
       Parse({"--mask", "causal", "--q-offset", "-7", "--scale", "0.25", "--balancer", "head-tail",
-             "--rotate", "all-gather", "--workers", "3"});
+             "--rotate", "all-gather", "--workers", "3", "--worker-weights", "1,2,0.5",
+             "--ptrr-block", "64", "--ptrr-count-blocks"});
   ASSERT_TRUE(request.ok()) << request.status();
   ASSERT_EQ(request->spec.masks_size(), 1);
   EXPECT_EQ(Json(request->spec.masks(0)), R"({"causal":true,"qOffset":"-7"})");
@@ -69,6 +70,9 @@ TEST(RequestOptions, EveryOneReachesTheRequest) {
   EXPECT_EQ(request->options.balancer(), v1::BALANCER_HEAD_TAIL);
   EXPECT_EQ(request->options.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
   EXPECT_EQ(request->options.workers(), 3);
+  EXPECT_THAT(request->options.worker_weights(), ElementsAre(1, 2, 0.5));
+  EXPECT_EQ(request->options.ptrr_block(), 64);
+  EXPECT_TRUE(request->options.ptrr_count_blocks());
 
   const auto aligned = Parse({"--mask", "causal", "--bottom-right"});
   ASSERT_TRUE(aligned.ok()) << aligned.status();
@@ -92,6 +96,8 @@ TEST(RequestOptions, SayWhichFlagAndValueIsWrong) {
            Wrong{{"--workers", "-1"}, "--workers", "-1"},
            Wrong{{"--workers", "1025"}, "--workers", "1025"},
            Wrong{{"--workers", "two"}, "--workers", "two"},
+           Wrong{{"--ptrr-block", "-1"}, "--ptrr-block", "-1"},
+           Wrong{{"--worker-weights", "1,nan"}, "--worker-weights", "nan"},
            Wrong{{"--mask", "causal", "--q-offset", "1e3"}, "--q-offset", "1e3"},
            Wrong{
                {"--mask", "causal", "--q-offset", "1099511627777"}, "--q-offset", "1099511627777"},

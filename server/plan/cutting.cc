@@ -1,0 +1,178 @@
+#include "server/plan/cutting.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "absl/strings/str_cat.h"
+#include "server/plan/ptrr.h"
+
+namespace ringserve {
+namespace {
+
+constexpr int64_t kMostLayout = int64_t{1} << 22;
+
+Weights WeightsOf(const v1::AttentionOptions& options) {
+  const auto& weights = options.worker_weights();
+  const bool same = std::all_of(weights.begin(), weights.end(),
+                                [&](double weight) { return weight == weights.Get(0); });
+  return same ? Weights() : Weights(weights.begin(), weights.end());
+}
+
+// Rows that are all the same are one.
+SequenceLayout Collapsed(SequenceLayout layout) {
+  const bool same = std::all_of(layout.rows.begin(), layout.rows.end(),
+                                [&](const RowLayout& row) { return row == layout.rows[0]; });
+  if (same) layout.rows.resize(1);
+  return layout;
+}
+
+std::span<const int64_t> LengthsOf(const v1::Mask& mask, bool keys) {
+  const v1::Documents& documents = mask.documents();
+  const auto& lengths =
+      keys && !documents.kv_lengths().empty() ? documents.kv_lengths() : documents.q_lengths();
+  return {lengths.data(), static_cast<size_t>(lengths.size())};
+}
+
+int64_t PieceCount(std::span<const int64_t> documents, int64_t length, int ranks) {
+  int64_t pieces = 0;
+  for (const int64_t document : documents) {
+    pieces += std::min<int64_t>(document, 2 * ranks);
+    length -= document;
+  }
+  return pieces + std::min<int64_t>(length, 2 * ranks);
+}
+
+}  // namespace
+
+std::vector<double> PaceOf(const v1::AttentionOptions& options) {
+  const Weights weights = WeightsOf(options);
+  if (weights.empty()) return {};
+  const double largest = *std::max_element(weights.begin(), weights.end());
+  double sum = 0;
+  for (double weight : weights) sum += weight / largest;
+  std::vector<double> pace;
+  for (double weight : weights) pace.push_back(sum / weights.size() / (weight / largest));
+  return pace;
+}
+
+Cutter::Cutter(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
+               const std::vector<std::vector<Band>>& bands)
+    : spec_(spec), options_(options), bands_(bands), weights_(WeightsOf(options)) {}
+
+std::vector<Way> Cutter::Ways(int ranks) const {
+  switch (options_.balancer()) {
+    case v1::BALANCER_CONTIGUOUS:
+      return {Way::kContiguous};
+    case v1::BALANCER_HEAD_TAIL:
+      return {Way::kHeadTail};
+    case v1::BALANCER_PER_DOCUMENT:
+      return {Way::kPerDocument};
+    case v1::BALANCER_PTRR:
+      return {Way::kPtrr};
+    default:
+      break;
+  }
+  if (ranks == 1) return {Way::kContiguous};
+  std::vector<Way> ways = {Way::kContiguous};
+  const auto differs = [ranks](int64_t length) {
+    return EvenLayout(length, ranks) != ContiguousLayout(length, ranks);
+  };
+  if (weights_.empty() && (differs(spec_.q_len()) || differs(spec_.kv_len())))
+    ways.push_back(Way::kEven);
+  ways.push_back(Way::kHeadTail);
+  const bool documents = std::any_of(spec_.masks().begin(), spec_.masks().end(),
+                                     [](const v1::Mask& mask) { return mask.has_documents(); });
+  if (documents) ways.push_back(Way::kPerDocument);
+  ways.push_back(Way::kPtrr);
+  return ways;
+}
+
+int64_t Cutter::SizeOf(Way way, int ranks) const {
+  if (way == Way::kPtrr) {
+    const int64_t block = PtrrBlock(ranks);
+    const int64_t blocks = (spec_.q_len() + block - 1) / block;
+    return static_cast<int64_t>(bands_.size()) * (blocks + ranks);
+  }
+  if (way != Way::kPerDocument) return 3 * static_cast<int64_t>(ranks);
+  int64_t q = 0, kv = 0;
+  for (const v1::Mask& mask : spec_.masks()) {
+    q += PieceCount(LengthsOf(mask, false), spec_.q_len(), ranks) + ranks;
+    kv += PieceCount(LengthsOf(mask, true), spec_.kv_len(), ranks) + ranks;
+  }
+  return std::max({q, kv, 3 * static_cast<int64_t>(ranks)});
+}
+
+absl::Status Cutter::Check(Way way, int ranks) const {
+  const int64_t size = SizeOf(way, ranks);
+  if (size <= kMostLayout) return absl::OkStatus();
+  std::string what = absl::StrCat("options.balancer per-document cuts spec.masks' documents");
+  if (way == Way::kPtrr) {
+    what = absl::StrCat("options.ptrr_block is ", PtrrBlock(ranks), ": cuts spec.q_len ",
+                        spec_.q_len());
+  }
+  return absl::FailedPreconditionError(absl::StrCat(what, " into ", size, " pieces over ", ranks,
+                                                    " workers and all batch rows, limit ",
+                                                    kMostLayout));
+}
+
+int64_t Cutter::PtrrBlock(int ranks) const {
+  return options_.ptrr_block() > 0 ? options_.ptrr_block() : DefaultPtrrBlock(spec_.q_len(), ranks);
+}
+
+SequenceLayout Cutter::PerDocument(int64_t length, bool keys, int ranks,
+                                   const Weights& weights) const {
+  SequenceLayout layout;
+  for (const v1::Mask& mask : spec_.masks())
+    layout.rows.push_back(PerDocumentRow(LengthsOf(mask, keys), length, ranks, weights));
+  if (layout.rows.empty()) layout.rows.push_back(PerDocumentRow({}, length, ranks, weights));
+  return Collapsed(std::move(layout));
+}
+
+SequenceLayout Cutter::Ptrr(int64_t block, int ranks, const Weights& weights) {
+  std::vector<std::vector<uint64_t>>& work = block_work_[block];
+  if (work.empty()) {
+    for (const std::vector<Band>& row : bands_) {
+      work.push_back(options_.ptrr_count_blocks() ? BlockCounts(row, spec_.q_len(), block)
+                                                  : BlockPairs(row, spec_.q_len(), block));
+    }
+  }
+  SequenceLayout layout;
+  for (const std::vector<uint64_t>& row : work)
+    layout.rows.push_back(PtrrRow(row, spec_.q_len(), block, ranks, weights));
+  return Collapsed(std::move(layout));
+}
+
+Cutting Cutter::Cut(Way way, int ranks) {
+  assert(weights_.empty() || weights_.size() == static_cast<size_t>(ranks));
+  const int64_t q_len = spec_.q_len(), kv_len = spec_.kv_len();
+  switch (way) {
+    case Way::kContiguous:
+      return {v1::BALANCER_CONTIGUOUS, "contiguous", ContiguousLayout(q_len, ranks, weights_),
+              ContiguousLayout(kv_len, ranks)};
+    case Way::kEven:
+      return {v1::BALANCER_CONTIGUOUS, "even pieces", EvenLayout(q_len, ranks),
+              EvenLayout(kv_len, ranks)};
+    case Way::kHeadTail:
+      return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, weights_),
+              HeadTailLayout(kv_len, ranks)};
+    case Way::kPerDocument:
+      return {v1::BALANCER_PER_DOCUMENT, "per-document", PerDocument(q_len, false, ranks, weights_),
+              PerDocument(kv_len, true, ranks, {})};
+    case Way::kPtrr:
+      break;
+  }
+  const int64_t block = PtrrBlock(ranks);
+  Cutting cutting{v1::BALANCER_PTRR,
+                  absl::StrCat("ptrr (blocks of ", block, block == 1 ? " row)" : " rows)"),
+                  Ptrr(block, ranks, weights_),
+                  {},
+                  block};
+  if (q_len != kv_len) {
+    cutting.kv = HeadTailLayout(kv_len, ranks);
+  } else {
+    cutting.kv = weights_.empty() ? cutting.q : Ptrr(block, ranks, {});
+  }
+  return cutting;
+}
+
+}  // namespace ringserve

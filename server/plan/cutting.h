@@ -1,0 +1,68 @@
+// Cuttings: how each balancer cuts a request's queries and keys over a number of ranks. Decides
+// layouts only; what they cost is for others to say.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "proto/band.h"
+#include "ringserve/v1/attention.pb.h"
+#include "server/plan/layout.h"
+
+namespace ringserve {
+
+// The ways there are. kEven has no name in the protocol: only `auto` takes it.
+enum class Way { kContiguous, kEven, kHeadTail, kPerDocument, kPtrr };
+
+struct Cutting {
+  v1::Balancer balancer = v1::BALANCER_UNSPECIFIED;
+  std::string name;  // for people
+  SequenceLayout q;
+  SequenceLayout kv;
+  int64_t ptrr_block = 0;  // of kPtrr
+};
+
+// Of one request. Queries and keys of the same length are cut alike; otherwise keys are cut by
+// their own length: contiguous, head-tail and per-document as queries are, PTRR head-tail (what a
+// key costs is not its rank's work). Weights cut the queries, which are what a rank works on; keys
+// stay even, because a step of the ring waits for its largest shard.
+class Cutter {
+ public:
+  // All are valid, outlive this object and belong together; `options.worker_weights` are none or
+  // as many as the ranks that are asked for.
+  Cutter(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
+         const std::vector<std::vector<Band>>& bands);
+
+  // What the options allow, those that are quick to look at first. A named balancer is one way.
+  std::vector<Way> Ways(int ranks) const;
+
+  // About how large the layout will be (see LayoutSize).
+  int64_t SizeOf(Way way, int ranks) const;
+
+  // FAILED_PRECONDITION: the layout would be larger than 2^22; names the field and says both
+  // numbers.
+  absl::Status Check(Way way, int ranks) const;
+
+  // `way` passed Check.
+  Cutting Cut(Way way, int ranks);
+
+ private:
+  int64_t PtrrBlock(int ranks) const;
+  SequenceLayout PerDocument(int64_t length, bool keys, int ranks, const Weights& weights) const;
+  SequenceLayout Ptrr(int64_t block, int ranks, const Weights& weights);
+
+  const v1::AttentionSpec& spec_;
+  const v1::AttentionOptions& options_;
+  const std::vector<std::vector<Band>>& bands_;
+  Weights weights_;  // empty where they are all the same
+  std::map<int64_t, std::vector<std::vector<uint64_t>>> block_work_;  // by block size, batch row
+};
+
+// By rank: mean weight / own weight, which is how much longer than on an average worker the same
+// work takes. Empty: all the same.
+std::vector<double> PaceOf(const v1::AttentionOptions& options);
+
+}  // namespace ringserve
