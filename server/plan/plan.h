@@ -51,6 +51,7 @@ v1::Measurements DefaultMeasurements();
 // cut, or the named balancer's layout is larger than 2^22 pieces, or
 //   more than 2^62 pairs are visible, or a rank's part falls into more than 131,072 pieces (see
 //   Workload); says the limit.
+//   So are masks of more bands or comparisons than CompileMasks takes.
 // UNIMPLEMENTED: a named field that validation let pass but no planner serves.
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
                               const Group& group, const v1::Measurements& measurements);
