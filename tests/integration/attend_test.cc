@@ -110,7 +110,7 @@ TEST_F(AttendTest, AnswersWhatTheOracleSaysForRandomRequests) {
     rotates.insert(plan.rotate());
     workers.insert(plan.workers());
   }
-  EXPECT_EQ(balancers.size(), 2u);
+  EXPECT_EQ(balancers.size(), 4u);
   EXPECT_EQ(rotates.size(), 2u);
   EXPECT_EQ(workers, (std::set<int>{1, 2, 3, 4}));
 }
