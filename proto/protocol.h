@@ -8,6 +8,9 @@ namespace ringserve {
 // Version of the internal services. A worker with another version is refused at Join.
 inline constexpr int kProtocolVersion = 2;
 
+// The most ranks that one job may have.
+inline constexpr int kMaxRanks = 1024;
+
 // Bytes of tensor data that a sender puts in one message, and the most that one message may hold.
 inline constexpr uint64_t kChunkBytes = 1 << 20;
 inline constexpr uint64_t kMaxMessageBytes = 4 << 20;

@@ -14,6 +14,7 @@
 #include "absl/numeric/int128.h"
 #include "absl/strings/str_cat.h"
 #include "proto/band_overlap.h"
+#include "proto/protocol.h"
 #include "proto/slice.h"
 #include "proto/tensor_shape.h"
 
@@ -22,7 +23,6 @@ namespace {
 
 constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxHeadDim = 1024;
-constexpr int64_t kMaxWorkers = 1024;
 constexpr double kMaxWeightRatio = 1e6;
 constexpr int kMaxMasks = 65'536;  // an empty one: two bytes of a message, a hundred of memory
 constexpr int64_t kMaxOffset = int64_t{1} << 40;
@@ -297,7 +297,7 @@ absl::Status CheckOptions(const v1::AttentionOptions& options) {
     status =
         CheckEnum("options.rotate", options.rotate(), v1::RotateMethod_IsValid(options.rotate()));
   }
-  if (status.ok()) status = CheckRange("options.workers", options.workers(), 0, kMaxWorkers);
+  if (status.ok()) status = CheckRange("options.workers", options.workers(), 0, kMaxRanks);
   if (status.ok()) status = CheckRange("options.ptrr_block", options.ptrr_block(), 0, kMaxDim);
   return status.ok() ? CheckWeights(options) : status;
 }
@@ -354,6 +354,14 @@ absl::Status ValidateHeader(const v1::AttendHeader& header) {
   if (status.ok()) status = CheckOptionsServed(header.options());
   if (status.ok() && !header.session().empty()) status = Unserved("session");
   return status.ok() ? Within("header", CheckNoUnknownFields(header)) : status;
+}
+
+absl::Status ValidatePlanRequest(const v1::PlanRequest& request) {
+  absl::Status status = CheckSpec(request.spec());
+  if (status.ok()) status = CheckOptions(request.options());
+  if (status.ok()) status = CheckSpecServed(request.spec());
+  if (status.ok()) status = CheckOptionsServed(request.options());
+  return status.ok() ? Within("request", CheckNoUnknownFields(request)) : status;
 }
 
 }  // namespace ringserve

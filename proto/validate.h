@@ -15,10 +15,14 @@ namespace ringserve {
 // a multiple of spec.kv_heads (2)".
 absl::Status ValidateSpec(const v1::AttentionSpec& spec);
 
-// INVALID_ARGUMENT: workers < 0 or > 1024, unknown enum values. UNIMPLEMENTED: see attention.proto.
+// INVALID_ARGUMENT: workers < 0 or > kMaxRanks, unknown enum values. UNIMPLEMENTED: see
+// attention.proto.
 absl::Status ValidateOptions(const v1::AttentionOptions& options);
 
 // Both, and request_id and session.
 absl::Status ValidateHeader(const v1::AttendHeader& header);
+
+// Both, and that the request has no field of a number that this server does not know.
+absl::Status ValidatePlanRequest(const v1::PlanRequest& request);
 
 }  // namespace ringserve

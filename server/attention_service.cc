@@ -49,8 +49,7 @@ grpc::ServerUnaryReactor* AttentionService::Plan(grpc::CallbackServerContext* co
                                                  v1::PlanResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   // What is refused must not wait: it may be far larger in memory than any that is valid.
-  absl::Status status = ValidateSpec(request->spec());
-  if (status.ok()) status = ValidateOptions(request->options());
+  absl::Status status = ValidatePlanRequest(*request);
   if (status.ok()) {
     absl::MutexLock lock(&mu_);
     if (dry_runs_.size() < kMostDryRuns) {

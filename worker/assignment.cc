@@ -5,13 +5,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "proto/validate.h"
 
 namespace ringserve {
 namespace {
-
-constexpr int kMaxRanks = 1024;
 
 template <typename... Args>
 absl::Status Wrong(const Args&... args) {

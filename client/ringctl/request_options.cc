@@ -8,11 +8,11 @@
 #include "absl/strings/str_cat.h"
 #include "client/ringctl/mask_file.h"
 #include "client/ringctl/names.h"
+#include "proto/protocol.h"
 
 namespace ringserve {
 namespace {
 
-constexpr int kMaxWorkers = 1024;
 constexpr int64_t kMaxOffset = int64_t{1} << 40;
 
 std::string CheckFinite(const std::string& text) {
@@ -113,7 +113,7 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
       ->group(kGroup);
   command
       .add_option("--workers", options.workers, "Exactly so many workers; 0: the planner chooses")
-      ->check(CLI::Range(0, kMaxWorkers))
+      ->check(CLI::Range(0, kMaxRanks))
       ->capture_default_str()
       ->group(kGroup);
   AddCuttingOptions(command, options, kGroup);

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
 #include "server/plan/cutting.h"
@@ -96,8 +97,9 @@ class Search {
   // The number of workers with the lowest estimate, by branch and bound: only numbers whose perfect
   // time is below the best so far are looked at. Stops early where looking costs too much. As Try.
   absl::Status TryAnyNumber() {
+    const int most = std::min(group_.workers, kMaxRanks);
     std::vector<int> numbers;
-    for (int ranks = 1; ranks <= group_.workers; ++ranks) numbers.push_back(ranks);
+    for (int ranks = 1; ranks <= most; ++ranks) numbers.push_back(ranks);
     std::stable_sort(numbers.begin(), numbers.end(),
                      [&](int a, int b) { return PerfectSeconds(a) < PerfectSeconds(b); });
     absl::Status refused;  // why there was nothing with the last number
@@ -108,7 +110,7 @@ class Search {
       if (absl::Status status = Try(ranks); !status.ok()) refused = std::move(status);
     }
     if (best_ && Fits(*best_)) return absl::OkStatus();
-    if (absl::Status status = Try(group_.workers); !status.ok()) refused = std::move(status);
+    if (absl::Status status = Try(most); !status.ok()) refused = std::move(status);
     return best_ ? absl::OkStatus() : refused;
   }
 

@@ -11,6 +11,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
 #include "server/plan/memory.h"
@@ -318,6 +319,15 @@ TEST(Planner, CutsTheSameWhateverWasMeasured) {
     ASSERT_TRUE(plan.ok());
     EXPECT_EQ(plan->q, PlanOf(spec, Options(3, balancer), 3).q);
   }
+}
+
+TEST(Planner, GivesNoJobMoreRanksThanAWorkerTakes) {
+  v1::AttentionSpec spec = CausalSpec(100'000'000);
+  const Plan all = PlanOf(spec, Options(0), 5'000);
+  EXPECT_EQ(all.ranks(), kMaxRanks);
+  const absl::StatusOr<Plan> too_large =
+      MakePlan(spec, Options(0), {5'000, 1'000}, DefaultMeasurements());
+  EXPECT_EQ(too_large.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(Planner, IsSwayedByMeasurements) {

@@ -341,6 +341,18 @@ TEST(Validate, RefusesFieldsOfUnknownNumber) {
   EXPECT_THAT(ValidateSpec(header.spec()).ToString(), HasSubstr("spec.field number 1000"));
   add(*header.mutable_options());
   EXPECT_THAT(ValidateOptions(header.options()).ToString(), HasSubstr("options.field number 1000"));
+  v1::PlanRequest request;
+  *request.mutable_spec() = ValidHeader().spec();
+  EXPECT_TRUE(ValidatePlanRequest(request).ok()) << ValidatePlanRequest(request);
+  for (google::protobuf::Message* part :
+       {static_cast<google::protobuf::Message*>(&request),
+        static_cast<google::protobuf::Message*>(request.mutable_spec()),
+        static_cast<google::protobuf::Message*>(request.mutable_options())}) {
+    add(*part);
+    EXPECT_EQ(ValidatePlanRequest(request).code(), absl::StatusCode::kUnimplemented);
+    EXPECT_THAT(ValidatePlanRequest(request).ToString(), HasSubstr("field number 1000"));
+    part->GetReflection()->MutableUnknownFields(part)->Clear();
+  }
 }
 
 TEST(Validate, NamesWhatIsWrongBeforeWhatIsNotServed) {

@@ -215,6 +215,9 @@ TEST_F(AttendTest, ADryRunNeedsNoWorkersAndRefusesWhatACallRefuses) {
   const absl::Status status = plan(request, &response);
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(response.plan().workers(), 3);
+  v1::PlanRequest future = request;
+  future.GetReflection()->MutableUnknownFields(&future)->AddVarint(77, 1);
+  ExpectStatus(plan(future, &response), absl::StatusCode::kUnimplemented, "field number 77");
   request.mutable_options()->set_workers(-1);
   ExpectStatus(plan(request, &response), absl::StatusCode::kInvalidArgument, "options.workers");
   request.mutable_spec()->set_batch(65'537);
