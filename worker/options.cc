@@ -4,11 +4,11 @@
 #include <cctype>
 #include <cstdint>
 #include <string>
-#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/flags.h"
+#include "proto/machine.h"
 
 namespace ringserve {
 namespace {
@@ -36,8 +36,8 @@ void AddFlags(CLI::App& app, ProcessOptions& options) {
   WorkerOptions& worker = options.worker;
   worker.coordinator = "127.0.0.1:7070";
   worker.device = "auto";
-  worker.threads = std::clamp<int>(std::thread::hardware_concurrency(), 1, kMaxThreads);
-  worker.memory_bytes = DefaultMemoryBytes();
+  worker.threads = std::min(AvailableThreads(), kMaxThreads);
+  worker.memory_bytes = AvailableMemoryBytes() / 2;
 
   app.add_option("--coordinator", worker.coordinator, "HOST:PORT or unix:PATH of the coordinator")
       ->envname("RINGSERVE_COORDINATOR")
@@ -52,14 +52,16 @@ void AddFlags(CLI::App& app, ProcessOptions& options) {
   app.add_option("--device", worker.device, "cpu, or auto: the best there is")
       ->envname("RINGSERVE_DEVICE")
       ->capture_default_str();
-  app.add_option("--threads", worker.threads,
-                 "Threads of the arithmetic; default: as many as the hardware runs")
+  app.add_option(
+         "--threads", worker.threads,
+         "Threads of the arithmetic; default: as many as this process may run at a time (its "
+         "affinity, its cgroup's quota)")
       ->envname("RINGSERVE_THREADS")
       ->check(CLI::Range(1, kMaxThreads))
       ->capture_default_str();
   app.add_option("--memory-bytes", worker.memory_bytes,
                  "What jobs may take together (16GiB is understood); default: half of what is "
-                 "available")
+                 "available to this process (its cgroup's limit counts)")
       ->envname("RINGSERVE_MEMORY_BYTES")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1}, kMaxMemoryBytes))

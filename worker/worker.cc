@@ -2,8 +2,6 @@
 
 #include <unistd.h>
 
-#include <fstream>
-#include <limits>
 #include <utility>
 
 #include <grpcpp/ext/health_check_service_server_builder_option.h>
@@ -150,17 +148,6 @@ class RunningWorker : public Worker {
 };
 
 }  // namespace
-
-uint64_t DefaultMemoryBytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  uint64_t kib = 0;
-  while (file >> name >> kib) {
-    if (name == "MemAvailable:") return kib * 1024 / 2;
-    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-  }
-  return 0;
-}
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& options,
                                                       Exchange exchange) {

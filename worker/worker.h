@@ -36,9 +36,6 @@ struct Exchange {
   Seats::Build build;
 };
 
-// Half of the memory that the system calls available now; 0 where it does not say.
-uint64_t DefaultMemoryBytes();
-
 class Worker {
  public:
   // Listens, then begins to join: a coordinator that is not there yet is waited for.

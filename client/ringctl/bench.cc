@@ -15,7 +15,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "client/ringctl/available_memory.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/dims.h"
 #include "client/ringctl/format.h"
@@ -24,6 +23,7 @@
 #include "client/ringctl/names.h"
 #include "client/ringctl/request_options.h"
 #include "client/ringctl/seconds.h"
+#include "proto/machine.h"
 
 namespace ringserve {
 namespace {
@@ -100,7 +100,8 @@ absl::StatusOr<std::vector<LoadCase>> Cases(const BenchOptions& options,
     for (size_t i = next++; i < cases.size(); i = next++) AddRightRows(cases[i], options.seed + i);
   };
   std::vector<std::thread> others;
-  for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) others.emplace_back(work);
+  const int threads = AvailableThreads();
+  for (int i = 1; i < threads; ++i) others.emplace_back(work);
   work();
   for (std::thread& thread : others) thread.join();
   return cases;

@@ -17,7 +17,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "client/ringctl/available_memory.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/context_task.h"
 #include "client/ringctl/demo_text.h"
@@ -25,6 +24,7 @@
 #include "client/ringctl/format.h"
 #include "client/ringctl/names.h"
 #include "client/ringctl/progress_bar.h"
+#include "proto/machine.h"
 #include "ringserve/client.h"
 
 namespace ringserve {

@@ -1,19 +1,19 @@
 #include <algorithm>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include <CLI/CLI.hpp>
 
-#include "client/ringctl/available_memory.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/local_cluster.h"
+#include "proto/machine.h"
+#include "proto/protocol.h"
 #include "proto/transport.h"
 
 namespace ringserve {
 namespace {
 
-constexpr int kMaxLocalWorkers = 1024;
+constexpr uint64_t kMaxLocalMemoryBytes = uint64_t{1} << 50;
 // What jobs may take on this machine altogether: a share of the memory that is free now.
 constexpr double kMemoryShare = 0.5;
 
@@ -36,8 +36,7 @@ int RunUp(const UpOptions& options, const ClientOptions& client) {
       .insecure = options.insecure,
       .log_level = options.log_level};
   if (cluster.threads == 0) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    cluster.threads = std::max(1, cores / options.workers);
+    cluster.threads = std::max(1, AvailableThreads() / options.workers);
   }
   if (cluster.memory_bytes == 0) {
     cluster.memory_bytes = static_cast<uint64_t>(static_cast<double>(AvailableMemoryBytes()) *
@@ -74,7 +73,7 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
       "dies is started\nagain. The processes log to stderr and obey their own RINGSERVE_* "
       "variables as well.\n");
   command->add_option("--workers", options->workers, "How many worker processes")
-      ->check(CLI::Range(1, kMaxLocalWorkers))
+      ->check(CLI::Range(1, kMaxRanks))
       ->capture_default_str();
   command
       ->add_option("--threads", options->threads,
@@ -88,7 +87,8 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
       ->add_option("--memory-bytes", options->memory_bytes,
                    "What jobs may take on each worker (16GiB is understood; default: half of what "
                    "is free, shared out)")
-      ->transform(CLI::AsSizeValue(false));
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(uint64_t{1}, kMaxLocalMemoryBytes));
   command->add_flag("--insecure", options->insecure,
                     "Serve beyond loopback without TLS: anyone who can reach the address");
   command

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "client/ringctl/elements.h"
+#include "proto/machine.h"
 
 namespace ringserve {
 namespace {
@@ -184,7 +185,7 @@ Verification CompareRows(const v1::AttentionSpec& spec, const Answer& answer,
 
 Verification Verify(const v1::AttentionSpec& spec, const v1::Layout& layout,
                     const AttendInputs& inputs, const Answer& answer, uint64_t seed, int threads) {
-  if (threads <= 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  if (threads <= 0) threads = AvailableThreads();
   const std::vector<Task> tasks = TasksOf(spec, layout, seed, threads);
   std::vector<Verification> results(tasks.size());
   std::atomic<size_t> next{0};

@@ -172,6 +172,7 @@ TEST_F(Up, RefusesWhatCannotWork) {
   refused({"--listen", "nonsense"}, "nonsense");
   refused({"--workers", "0"}, "--workers");
   refused({"--threads", "-1"}, "--threads");
+  refused({"--memory-bytes", "0"}, "--memory-bytes");
   refused({"--tls-ca", "/dev/null"}, "--tls-cert");
 }
 
