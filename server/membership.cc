@@ -1,6 +1,7 @@
 #include "server/membership.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -25,7 +26,9 @@ absl::Status Wrong(absl::string_view field, absl::string_view value, absl::strin
 }
 
 bool IsAddress(const std::string& address) {
-  if (absl::StartsWith(address, "unix:")) return address.size() > 5;
+  for (const char* scheme : {"unix:", "unix-abstract:"}) {
+    if (absl::StartsWith(address, scheme)) return address.size() > std::strlen(scheme);
+  }
   const size_t colon = address.rfind(':');
   int port = 0;
   return colon != std::string::npos && colon > 0 &&
@@ -57,7 +60,7 @@ absl::Status CheckHello(const v1::Hello& hello) {
   }
   if (!IsAddress(hello.address())) {
     return Wrong("address", absl::StrCat("'", hello.address(), "'"),
-                 "must be HOST:PORT (port 1 to 65535) or unix:PATH");
+                 "must be HOST:PORT (port 1 to 65535), unix:PATH or unix-abstract:NAME");
   }
   if (hello.device().empty()) return Wrong("device", "empty", "must name the device");
   if (hello.threads() < 1) return Wrong("threads", absl::StrCat(hello.threads()), "must be >= 1");

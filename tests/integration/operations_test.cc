@@ -251,6 +251,31 @@ TEST_F(OperationsTest, UnixSocketsServeEveryRoadWhereAskedForAndGoWithTheirProce
   std::filesystem::remove_all(folder);
 }
 
+TEST_F(OperationsTest, AbstractUnixSocketsServeEveryRoad) {
+  const auto socket = [](const std::string& name) {
+    return absl::StrCat("unix-abstract:ringserve-", getpid(), "-", name);
+  };
+  Spawner spawner;
+  const auto server = spawner.Start(Binary("ringserve-server"),
+                                    {"--die-with-parent", "--listen", socket("server")});
+  ASSERT_TRUE(server->WaitForAddress().has_value()) << server->log();
+  std::vector<std::unique_ptr<Process>> workers;
+  for (const char* name : {"worker-1", "worker-2"}) {
+    workers.push_back(spawner.Start(Binary("ringserve-worker"),
+                                    {"--die-with-parent", "--threads", "1", "--coordinator",
+                                     socket("server"), "--listen", socket(name)}));
+  }
+  const auto client = *Client::Connect({.server = socket("server")});
+  ASSERT_TRUE(WaitUntil([&] {
+    const auto cluster = client->GetCluster();
+    return cluster.ok() && cluster->workers_size() == 2 && !cluster->epoch().empty();
+  })) << workers[0]->log();
+  const absl::StatusOr<Answer> answer =
+      SmallRequest().AskOf(*client, SmallRequest().Named("abstract", 2));
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(SmallRequest().WhatIsWrong(*answer), "");
+}
+
 TEST_F(OperationsTest, AnAddressInUseIsSaidSo) {
   Start({.workers = 0});
   Spawner spawner;

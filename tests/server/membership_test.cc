@@ -222,6 +222,7 @@ TEST(Membership, RefusesAWrongHelloNamingTheField) {
       {"hello.address", [](v1::Hello& hello) { hello.set_address("host:0"); }},
       {"hello.address", [](v1::Hello& hello) { hello.set_address("host:65536"); }},
       {"hello.address", [](v1::Hello& hello) { hello.set_address("unix:"); }},
+      {"hello.address", [](v1::Hello& hello) { hello.set_address("unix-abstract:"); }},
       {"hello.address", [](v1::Hello& hello) { hello.set_address("a\n:1"); }},
       {"hello.address", [](v1::Hello& hello) { hello.set_address(std::string(300, 'a') + ":1"); }},
       {"hello.device", [](v1::Hello& hello) { hello.clear_device(); }},
