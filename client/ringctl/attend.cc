@@ -96,6 +96,14 @@ int RunAttend(const AttendOptions& options, const ClientOptions& client_options)
   }
   std::printf("%s\n", options.json ? ReportJson(report).dump().c_str()
                                    : ReportText(report, options.out).c_str());
+  if (report.verification.has_value() && !wrong && !report.verification->compared()) {
+    std::fprintf(
+        stderr,
+        "ringctl: nothing could be compared: the inputs are not finite in any row that was "
+        "looked at; %s was written\n",
+        options.out.c_str());
+    return kExitWrong;
+  }
   if (!wrong) return kExitOk;
   std::fprintf(stderr, "ringctl: the answer is wrong: %s\nringctl: %s was not written\n",
                WorstText(*report.verification).c_str(), options.out.c_str());

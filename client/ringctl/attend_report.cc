@@ -49,11 +49,14 @@ std::pair<const char*, const Deviation*> Worst(const Verification& verification)
 }
 
 std::string VerificationText(const Verification& verification) {
-  std::string text = absl::StrCat(
-      verification.rows, " rows ", verification.ok() ? "right" : "compared, WRONG", ": error ",
-      ErrorText(ShownOut(verification).error()), " out (tolerance ",
-      ErrorText(ShownOut(verification).tolerance), "), ", ErrorText(ShownLse(verification).error()),
-      " lse (tolerance ", ErrorText(ShownLse(verification).tolerance), ")");
+  const char* verdict = !verification.ok()        ? "compared, WRONG"
+                        : verification.compared() ? "right"
+                                                  : "compared, NONE of out";
+  std::string text = absl::StrCat(verification.rows, " rows ", verdict, ": error ",
+                                  ErrorText(ShownOut(verification).error()), " out (tolerance ",
+                                  ErrorText(ShownOut(verification).tolerance), "), ",
+                                  ErrorText(ShownLse(verification).error()), " lse (tolerance ",
+                                  ErrorText(ShownLse(verification).tolerance), ")");
   if (verification.undefined > 0) {
     absl::StrAppend(&text, "; ", verification.undefined,
                     " rows not compared, their inputs are not finite");
@@ -126,7 +129,7 @@ ordered_json VerificationJson(const Verification& verification) {
                        {"max_error_lse", ShownLse(verification).error()},
                        {"tolerance_out", ShownOut(verification).tolerance},
                        {"tolerance_lse", ShownLse(verification).tolerance},
-                       {"ok", verification.ok()}};
+                       {"ok", verification.ok() && verification.compared()}};
   if (verification.undefined > 0) json["rows_not_finite"] = verification.undefined;
   if (!verification.ok()) {
     const auto [tensor, worst] = Worst(verification);

@@ -104,6 +104,12 @@ absl::StatusOr<std::vector<LoadCase>> Cases(const BenchOptions& options,
   for (int i = 1; i < threads; ++i) others.emplace_back(work);
   work();
   for (std::thread& thread : others) thread.join();
+  for (const LoadCase& load : cases) {
+    if (load.comparable()) continue;
+    return absl::InvalidArgumentError(
+        "--verify could compare nothing: with this --scale and type, the right answer of a request "
+        "is finite in no row");
+  }
   return cases;
 }
 

@@ -24,7 +24,7 @@ enum ExitCode : int {
       3,  // the server refuses the request as it is (INVALID_ARGUMENT, UNIMPLEMENTED, ...)
   kExitUnavailable = 4,  // no server, no or too few workers, queue full: worth another try
   kExitDeadline = 5,     // DEADLINE_EXCEEDED, CANCELLED
-  kExitWrong = 6,        // an answer came and is wrong
+  kExitWrong = 6,        // an answer came and is wrong, or cannot be compared
   kExitDenied = 7,       // UNAUTHENTICATED, PERMISSION_DENIED
 };
 

@@ -167,6 +167,13 @@ absl::StatusOr<LoadCase> MakeLoadCase(const v1::AttendHeader& header, uint64_t s
   return load;
 }
 
+bool LoadCase::comparable() const {
+  return std::any_of(right.begin(), right.end(), [](const ReferenceRow& row) {
+    return !row.undefined && std::any_of(row.out.begin(), row.out.end(),
+                                         [](double value) { return std::isfinite(value); });
+  });
+}
+
 void AddRightRows(LoadCase& load, uint64_t seed) {
   const v1::AttentionSpec& spec = load.header.spec();
   const v1::SequenceLayout segments = LikelySegments(spec.q_len());

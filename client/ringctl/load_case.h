@@ -21,6 +21,8 @@ struct LoadCase {
   std::vector<ReferenceRow> right;
 
   AttendInputs inputs() const { return {q, k, v}; }
+  // Whether Check can find fault with anything.
+  bool comparable() const;
   Verification Check(const Answer& answer) const {
     return CompareRows(header.spec(), answer, rows, right);
   }

@@ -11,7 +11,9 @@ constexpr char kFooter[] =
     "wrong;\n"
     "3 the server refuses the request as it is; 4 no server, no or too few workers, or busy: worth "
     "another\n"
-    "try; 5 deadline or cancelled; 6 the answer is wrong (--verify); 7 credentials refused.";
+    "try; 5 deadline or cancelled; 6 the answer is wrong, or nothing of it can be compared "
+    "(--verify);\n"
+    "7 credentials refused.";
 
 }  // namespace
 

@@ -43,6 +43,10 @@ struct Verification {
   // Those with the largest errors.
   std::optional<Deviation> largest_out, largest_lse;
 
+  // False: no number of out has a right value that it could be compared with, so that nothing is
+  // known of the answer.
+  bool compared() const { return out.has_value(); }
+  // Whatever was compared is right.
   bool ok() const;
 };
 

@@ -215,6 +215,22 @@ TEST_F(Attend, LeavesNoFileWhereTheAnswerIsWrong) {
   EXPECT_EQ(RunAttend(server.address(), {}).exit, kExitOk);  // nobody asked
 }
 
+TEST_F(Attend, SaysWhereNothingCouldBeCompared) {
+  FakeAttention server([&](FakeAttention::Stream& stream, grpc::ServerContext&, int) {
+    return AnswerRight(stream, nullptr);
+  });
+  WriteInput(SmallSpec());
+  const std::vector<std::string> endless = {"--scale", "1e308", "--mask", "full", "--json"};
+  EXPECT_EQ(RunAttend(server.address(), endless).exit, kExitOk) << "nobody asked";
+  std::vector<std::string> verified = endless;
+  verified.push_back("--verify");
+  const RunResult run = RunAttend(server.address(), verified);
+  EXPECT_EQ(run.exit, kExitWrong);
+  EXPECT_THAT(run.err, AllOf(HasSubstr("nothing could be compared"), HasSubstr("was written")));
+  EXPECT_EQ(run.Json()["verify"]["ok"], false);
+  EXPECT_EQ(run.Json()["verify"]["rows"], 0);
+}
+
 TEST_F(Attend, LeavesNoFileAndAnOlderOneAloneWhereTheCallFails) {
   FakeAttention server([&](FakeAttention::Stream& stream, grpc::ServerContext&, int) {
     test::ReadUpload(stream);

@@ -64,6 +64,10 @@ TEST_F(Ringctl, BenchEndsAsTheFailuresSayWhenNoneSucceeded) {
   EXPECT_EQ(bench->WaitForExit(), 4) << bench->output();
   EXPECT_THAT(bench->output(), HasSubstr("failed 2"));
   EXPECT_THAT(bench->log(), HasSubstr("only 3 workers have joined"));
+  bench = Run({"bench", "--verify", "--scale", "1e308", "--requests", "2", "--q-heads", "1",
+               "--q-len", "40", "--head-dim", "64"});
+  EXPECT_EQ(bench->WaitForExit(), 2) << bench->output();
+  EXPECT_THAT(bench->log(), HasSubstr("could compare nothing"));
 }
 
 }  // namespace

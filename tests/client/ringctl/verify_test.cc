@@ -240,6 +240,19 @@ TEST(Verify, InputsThatAreNotFiniteExcuseTheRowsThatSeeThemAlone) {
   EXPECT_FALSE(beside.Verify().ok());
 }
 
+TEST(Verify, SaysWhereNothingCouldBeCompared) {
+  Case request(Spec(v1::DTYPE_F32, 40, 40, true));
+  EXPECT_TRUE(request.Verify().compared());
+  Case no_scores = request;
+  std::ranges::fill(no_scores.tensors.q, std::byte{0xFF});
+  EXPECT_FALSE(no_scores.Verify().compared());
+  EXPECT_EQ(no_scores.Verify().rows, 0);
+  Case no_values = request;  // lse alone says nothing of out
+  std::ranges::fill(no_values.tensors.v, std::byte{0xFF});
+  EXPECT_FALSE(no_values.Verify().compared());
+  EXPECT_GT(no_values.Verify().rows, 0);
+}
+
 TEST(Verify, TheNumberOfThreadsChangesNothing) {
   Case request(Spec(v1::DTYPE_F32, 500, 500, true));
   std::ranges::fill(request.Row(0, 1, 250), std::byte{0});
