@@ -12,8 +12,8 @@
 #include "absl/strings/str_format.h"
 #include "proto/protocol.h"
 #include "proto/status.h"
-#include "proto/validate.h"
 #include "proto/wire.h"
+#include "server/first_message.h"
 
 namespace ringserve {
 namespace {
@@ -103,32 +103,9 @@ void AttendCall::OnReadDone(bool ok) {
 
 absl::Status AttendCall::TakeHeaderLocked() {
   record_.header = Clock::now();
-  if (CarriesChunks(incoming_)) {
-    return absl::InvalidArgumentError("the first message carries chunks: it must be `header`");
-  }
-  if (incoming_.Length() > kMaxHeaderBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("header is ", incoming_.Length(), " bytes: at most ", kMaxHeaderBytes));
-  }
-  absl::StatusOr<v1::AttendRequest> request = ParseProto<v1::AttendRequest>(incoming_);
-  if (!request.ok()) return request.status();
-  if (!request->has_header()) {
-    return absl::InvalidArgumentError("the first message carries no `header`");
-  }
-  if (request->chunks_size() > 0) {
-    return absl::InvalidArgumentError(
-        "the first message carries `header` and chunks: `header` "
-        "must stand alone");
-  }
-  const auto& unknown = request->GetReflection()->GetUnknownFields(*request);
-  if (!unknown.empty()) {
-    return absl::UnimplementedError(absl::StrCat("field number ", unknown.field(0).number(),
-                                                 " of the first message is unknown to this "
-                                                 "server"));
-  }
-  v1::AttendHeader header = std::move(*request->mutable_header());
-  absl::Status status = ValidateHeader(header);
-  if (!status.ok()) return status;
+  absl::StatusOr<v1::AttendHeader> parsed = ParseFirstMessage(incoming_);
+  if (!parsed.ok()) return parsed.status();
+  v1::AttendHeader header = *std::move(parsed);
   if (header.request_id().empty()) header.set_request_id(NewRequestId());
   ApplyDefaults(calls_.options_, *header.mutable_options());
   record_.request_id = header.request_id();
@@ -215,7 +192,6 @@ void AttendCall::OnAdmitted(Grant grant) {
 
 void AttendCall::OpenRanks() {
   std::shared_ptr<const Plan> plan;
-  v1::Assignment assignment;
   uint64_t job = 0;
   std::string request_id;
   {
@@ -226,26 +202,16 @@ void AttendCall::OpenRanks() {
   }
   UploadRouter upload(*plan);
   DownloadRouter download(*plan);
-  std::vector<grpc::ByteBuffer> assignments;
-  for (int rank = 0; rank < plan->ranks(); ++rank) {
-    v1::ShardRequest request;
-    *request.mutable_assignment() = AssignmentFor(*plan, rank);
-    request.mutable_assignment()->set_job(job);
-    request.mutable_assignment()->set_request_id(request_id);
-    assignments.push_back(EncodeProto(request));
-    if (assignments.back().Length() <= static_cast<size_t>(kReceiveLimitBytes)) continue;
-    absl::MutexLock lock(&mu_);
-    return FailLocked(absl::FailedPreconditionError(absl::StrCat(
-        "spec.masks make ", assignments.back().Length(), " bytes of work for rank ", rank, " of ",
-        plan->ranks(), ", limit ", kReceiveLimitBytes, ": more workers make fewer")));
-  }
+  absl::StatusOr<std::vector<grpc::ByteBuffer>> assignments =
+      EncodeAssignments(*plan, job, request_id);
   absl::MutexLock lock(&mu_);
   if (state_ != State::kAccepting) return;
+  if (!assignments.ok()) return FailLocked(assignments.status());
   download_watch_.Moved(0, Clock::now());
   upload_.emplace(std::move(upload));
   download_.emplace(std::move(download));
   state_ = State::kUploading;
-  ranks_.Open(grant_->ranks, std::move(assignments), calls_.channels_, shared_from_this());
+  ranks_.Open(grant_->ranks, *std::move(assignments), calls_.channels_, shared_from_this());
   PumpLocked();
 }
 

@@ -16,6 +16,24 @@ constexpr std::chrono::milliseconds kRetryAfterLoss{200};
 
 }  // namespace
 
+absl::StatusOr<std::vector<grpc::ByteBuffer>> EncodeAssignments(const Plan& plan, uint64_t job,
+                                                                const std::string& request_id) {
+  std::vector<grpc::ByteBuffer> assignments;
+  for (int rank = 0; rank < plan.ranks(); ++rank) {
+    v1::ShardRequest request;
+    *request.mutable_assignment() = AssignmentFor(plan, rank);
+    request.mutable_assignment()->set_job(job);
+    request.mutable_assignment()->set_request_id(request_id);
+    assignments.push_back(EncodeProto(request));
+    const size_t bytes = assignments.back().Length();
+    if (bytes <= static_cast<size_t>(kReceiveLimitBytes)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("spec.masks make ", bytes, " bytes of work for rank ", rank, " of ",
+                     plan.ranks(), ", limit ", kReceiveLimitBytes, ": more workers make fewer"));
+  }
+  return assignments;
+}
+
 void RankCalls::Open(const std::vector<RankPlace>& places,
                      std::vector<grpc::ByteBuffer> assignments, WorkerChannels& channels,
                      const std::shared_ptr<RankListener>& listener) {

@@ -12,15 +12,22 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "ringserve/v1/shard.pb.h"
 #include "server/byte_budget.h"
 #include "server/coordinator.h"
 #include "server/download_router.h"
+#include "server/plan/plan.h"
 #include "server/rank_link.h"
 #include "server/upload_router.h"
 #include "server/worker_channels.h"
 
 namespace ringserve {
+
+// What each rank of the plan is sent first, by rank. Takes time where the plan is large.
+// FAILED_PRECONDITION: one is larger than a worker receives; says the limit.
+absl::StatusOr<std::vector<grpc::ByteBuffer>> EncodeAssignments(const Plan& plan, uint64_t job,
+                                                                const std::string& request_id);
 
 class RankCalls {
  public:
