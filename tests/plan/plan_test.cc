@@ -323,10 +323,10 @@ TEST(Planner, CutsTheSameWhateverWasMeasured) {
 
 TEST(Planner, GivesNoJobMoreRanksThanAWorkerTakes) {
   v1::AttentionSpec spec = CausalSpec(100'000'000);
-  const Plan all = PlanOf(spec, Options(0), 5'000);
-  EXPECT_EQ(all.ranks(), kMaxRanks);
+  const v1::AttentionOptions any_number = Options(0, v1::BALANCER_HEAD_TAIL);
+  EXPECT_EQ(PlanOf(spec, any_number, 5'000).ranks(), kMaxRanks);
   const absl::StatusOr<Plan> too_large =
-      MakePlan(spec, Options(0), {5'000, 1'000}, DefaultMeasurements());
+      MakePlan(spec, any_number, {5'000, 1'000}, DefaultMeasurements());
   EXPECT_EQ(too_large.status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
