@@ -250,10 +250,11 @@ void AddBenchCommand(CLI::App& app, Invocation& invocation) {
       ->capture_default_str();
   AddRequestOptions(*command, options->request);
   command->callback([options, command, &invocation] {
-    for (const char* flag :
-         {"--layout", "--mask", "--mask-file", "--q-offset", "--bottom-right", "--scale"}) {
+    const auto note = [&](const char* flag) {
       if (command->count(flag) > 0) options->needs_dims = flag;
-    }
+    };
+    for (const char* flag : {"--layout", "--scale"}) note(flag);
+    for (const char* flag : kMaskFlags) note(flag);
     invocation.run = [options, &invocation] { return RunBench(*options, invocation.client); };
   });
 }

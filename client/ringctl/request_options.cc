@@ -6,51 +6,17 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "client/ringctl/mask_file.h"
 #include "client/ringctl/names.h"
 #include "proto/protocol.h"
 
 namespace ringserve {
 namespace {
 
-constexpr int64_t kMaxOffset = int64_t{1} << 40;
-
 std::string CheckFinite(const std::string& text) {
   double value = 0;
   if (!CLI::detail::lexical_cast(text, value) || !std::isfinite(value))
     return absl::StrCat(text, " is no finite number");
   return "";
-}
-
-absl::Status ApplyMask(const RequestOptions& options, v1::AttentionSpec& spec) {
-  if (options.mask == "causal") {
-    v1::Mask& mask = *spec.add_masks();
-    mask.set_causal(true);
-    if (options.q_offset.has_value()) mask.set_q_offset(*options.q_offset);
-    if (options.bottom_right) mask.set_bottom_right(true);
-    return absl::OkStatus();
-  }
-  // An alignment shifts a diagonal; without one it would do nothing.
-  const char* where = options.mask_file.empty() ? "it needs --mask causal"
-                                                : "write it into the masks of --mask-file";
-  if (options.q_offset.has_value()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--q-offset is ", *options.q_offset, ": ", where));
-  }
-  if (options.bottom_right)
-    return absl::InvalidArgumentError(absl::StrCat("--bottom-right is given: ", where));
-  if (options.mask_file.empty()) return absl::OkStatus();
-
-  absl::StatusOr<MaskFile> file = ReadMaskFile(options.mask_file);
-  if (!file.ok())
-    return absl::InvalidArgumentError(absl::StrCat("--mask-file ", file.status().message()));
-  if (file->per_row && file->masks.size() != spec.batch()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--mask-file ", options.mask_file, " is an array of ", file->masks.size(),
-                     " masks: must have one per batch row (", spec.batch(), ")"));
-  }
-  *spec.mutable_masks() = std::move(file->masks);
-  return absl::OkStatus();
 }
 
 // What balancers are told beyond their name.
@@ -78,28 +44,7 @@ void AddCuttingOptions(CLI::App& command, RequestOptions& options, const char* g
 
 void AddRequestOptions(CLI::App& command, RequestOptions& options) {
   constexpr char kGroup[] = "Request";
-  CLI::Option* mask =
-      command.add_option("--mask", options.mask, "Which keys a query sees: all, or none after it")
-          ->check(CLI::IsMember({"full", "causal"}))
-          ->capture_default_str()
-          ->group(kGroup);
-  command
-      .add_option("--mask-file", options.mask_file,
-                  "File with a Mask in protobuf JSON, or with an array of them, one per batch row")
-      ->type_name("FILE")
-      ->excludes(mask)
-      ->group(kGroup);
-  CLI::Option* q_offset =
-      command
-          .add_option("--q-offset", options.q_offset,
-                      "With --mask causal: the key position of query 0 (default 0)")
-          ->check(CLI::Range(-kMaxOffset, kMaxOffset))
-          ->group(kGroup);
-  command
-      .add_flag("--bottom-right", options.bottom_right,
-                "With --mask causal: the last query sits on the last key")
-      ->excludes(q_offset)
-      ->group(kGroup);
+  AddMaskOptions(command, options.mask, kGroup);
   command.add_option("--scale", options.scale, "Factor of the scores (default 1 / sqrt(head dim))")
       ->check(CLI::Validator(CheckFinite, "FINITE"))
       ->group(kGroup);
@@ -121,7 +66,7 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
 
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
                                  v1::AttentionOptions& header_options) {
-  const absl::Status status = ApplyMask(options, spec);
+  const absl::Status status = ApplyMaskOptions(options.mask, spec);
   if (!status.ok()) return status;
   if (options.scale.has_value()) spec.set_scale(*options.scale);
   header_options.set_balancer(*BalancerNamed(options.balancer));

@@ -1,4 +1,5 @@
-// The options that say which attention is computed and how: those that `attend` and `plan` share.
+// The options that say which attention is computed and how: those that `attend`, `plan` and `bench`
+// share.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/ringctl/mask_options.h"
 #include "ringserve/v1/attention.pb.h"
 
 namespace CLI {
@@ -16,10 +18,7 @@ class App;
 namespace ringserve {
 
 struct RequestOptions {
-  std::string mask = "full";  // or "causal"
-  std::string mask_file;
-  std::optional<int64_t> q_offset;
-  bool bottom_right = false;
+  MaskOptions mask;
   std::optional<double> scale;
   std::string balancer = "auto";
   std::string rotate = "auto";
@@ -29,14 +28,13 @@ struct RequestOptions {
   std::vector<double> worker_weights;
 };
 
-// Adds --mask, --mask-file, --q-offset, --bottom-right, --scale, --balancer, --rotate, --workers,
-// --ptrr-block, --ptrr-count-blocks and --worker-weights. Values that no request may have are parse
-// errors. `options` outlives the parsing.
+// Adds kMaskFlags, --scale, --balancer, --rotate, --workers, --ptrr-block, --ptrr-count-blocks and
+// --worker-weights. Values that no request may have are parse errors. `options` outlives the
+// parsing.
 void AddRequestOptions(CLI::App& command, RequestOptions& options);
 
-// Fills masks and scale of `spec`, whose batch is set, and what `header_options` has of these.
-// INVALID_ARGUMENT: options that exclude each other, or a mask file that is
-// wrong; names flag and value.
+// Fills masks and scale of `spec`, whose batch and lengths are set, and what `header_options` has
+// of these. INVALID_ARGUMENT as ApplyMaskOptions.
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
                                  v1::AttentionOptions& header_options);
 

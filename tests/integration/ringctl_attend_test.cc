@@ -194,7 +194,7 @@ TEST_F(RingctlAttend, PlansForMoreWorkersThanThereAre) {
 
 TEST_F(RingctlAttend, SaysWhyTheServerDoesNot) {
   const std::string input = Input(Spec(v1::DTYPE_F32, v1::TENSOR_LAYOUT_BHSD, 10, 10));
-  const std::string window = folder_.Write("window.json", R"({"window":{"left":1}})");
+  const std::string sinks = folder_.Write("sinks.json", R"({"sinks":1})");
   struct Refusal {
     std::vector<std::string> arguments;
     int exit;
@@ -203,7 +203,7 @@ TEST_F(RingctlAttend, SaysWhyTheServerDoesNot) {
   for (const Refusal& refusal : {
            Refusal{{"--workers", "9"}, kExitUnavailable, "options.workers is 9"},
            Refusal{{"--rotate", "pass-q"}, kExitRefused, "options.rotate"},
-           Refusal{{"--mask-file", window}, kExitRefused, "spec.masks[0].window"},
+           Refusal{{"--mask-file", sinks}, kExitRefused, "spec.masks[0].sinks"},
        }) {
     std::vector<std::string> arguments = {"attend", input, "--out", folder_.Path("out")};
     arguments.insert(arguments.end(), refusal.arguments.begin(), refusal.arguments.end());

@@ -24,7 +24,8 @@ struct Request {
   v1::AttentionOptions options;
 };
 
-// What these arguments make of a request with two batch rows; parse errors, too, as statuses.
+// What these arguments make of a request with two batch rows, 400 queries and 300 keys; parse
+// errors, too, as statuses.
 absl::StatusOr<Request> Parse(std::vector<std::string> arguments) {
   CLI::App app;
   RequestOptions options;
@@ -37,6 +38,8 @@ absl::StatusOr<Request> Parse(std::vector<std::string> arguments) {
   }
   Request request;
   request.spec.set_batch(2);
+  request.spec.set_q_len(400);
+  request.spec.set_kv_len(300);
   const absl::Status status = ApplyRequestOptions(options, request.spec, request.options);
   if (!status.ok()) return status;
   return request;
@@ -77,6 +80,79 @@ TEST(RequestOptions, EveryOneReachesTheRequest) {
   const auto aligned = Parse({"--mask", "causal", "--bottom-right"});
   ASSERT_TRUE(aligned.ok()) << aligned.status();
   EXPECT_EQ(Json(aligned->spec.masks(0)), R"({"causal":true,"bottomRight":true})");
+}
+
+TEST(RequestOptions, MakeAMaskOfEveryCombination) {
+  struct Right {
+    std::vector<std::string> arguments;
+    const char* mask;
+  };
+  for (const Right& right : {
+           Right{{"--window", "1023,0"}, R"({"window":{"left":"1023","right":"0"}})"},
+           Right{{"--window", "1024,"}, R"({"window":{"left":"1024"}})"},
+           Right{{"--window", ",0", "--mask", "full"}, R"({"window":{"right":"0"}})"},
+           Right{{"--window", ",5", "--q-offset", "-3"},
+                 R"({"qOffset":"-3","window":{"right":"5"}})"},
+           Right{{"--bottom-right", "--window", "1099511627776,"},
+                 R"({"bottomRight":true,"window":{"left":"1099511627776"}})"},
+           Right{{"--mask", "causal", "--window", "7,", "--sinks", "4"},
+                 R"({"causal":true,"window":{"left":"7"},"sinks":"4"})"},
+           Right{{"--mask", "causal", "--prefix", "256"}, R"({"causal":true,"prefix":"256"})"},
+           Right{{"--documents", "100,0,200"}, R"({"documents":{"qLengths":["100","0","200"]}})"},
+           Right{{"--mask", "causal", "--bottom-right", "--window", "8,9", "--sinks", "1",
+                  "--prefix", "2", "--documents", "300"},
+                 R"({"causal":true,"bottomRight":true,"window":{"left":"8","right":"9"},)"
+                 R"("sinks":"1","prefix":"2","documents":{"qLengths":["300"]}})"},
+       }) {
+    const auto request = Parse(right.arguments);
+    ASSERT_TRUE(request.ok()) << request.status();
+    ASSERT_EQ(request->spec.masks_size(), 1) << right.mask;
+    EXPECT_EQ(Json(request->spec.masks(0)), right.mask);
+  }
+}
+
+TEST(RequestOptions, SayWhichFlagOfAMaskIsWrong) {
+  struct Wrong {
+    std::vector<std::string> arguments;
+    const char* flag;
+    const char* says;
+  };
+  for (const Wrong& wrong : {
+           Wrong{{"--window", "5"}, "--window is 5", "L,R"},
+           Wrong{{"--window", "1,2,3"}, "--window is 1,2,3", "L,R"},
+           Wrong{{"--window", ""}, "--window is ''", "L,R"},
+           Wrong{{"--window", ","}, "--window", "at least one side"},
+           Wrong{{"--window", "-1,0"}, "--window", "'-1'"},
+           Wrong{{"--window", "1, 2"}, "--window", "' 2'"},
+           Wrong{{"--window", "1e3,0"}, "--window", "'1e3'"},
+           Wrong{{"--window", "0,1099511627777"}, "--window", "[0, 1099511627776]"},
+           Wrong{{"--sinks", "4"}, "--sinks is 4", "--window"},
+           Wrong{{"--sinks", "0", "--mask", "causal"}, "--sinks is 0", "--window"},
+           Wrong{{"--sinks", "-1", "--window", "1,"}, "--sinks", "-1"},
+           Wrong{{"--prefix", "4", "--window", "1,"}, "--prefix is 4", "--mask causal"},
+           Wrong{{"--prefix", "x", "--mask", "causal"}, "--prefix", "x"},
+           Wrong{{"--documents", ""}, "--documents", "''"},
+           Wrong{{"--documents", "100,,100"}, "--documents", "''"},
+           Wrong{{"--documents", "100,-1"}, "--documents", "'-1'"},
+           Wrong{{"--documents", "2147483648"}, "--documents", "2147483647"},
+           Wrong{{"--documents", "401"}, "--documents", "400 queries"},
+           Wrong{{"--documents", "200,101"}, "they sum to 301", "300 keys"},
+           Wrong{{"--documents", "100", "--q-offset", "3"}, "--q-offset is 3", "--window"},
+           Wrong{{"--documents", "100", "--bottom-right"}, "--bottom-right", "--window"},
+           Wrong{{"--window", "1,", "--window", "2,"}, "--window", ""},
+           Wrong{{"--window", "1,", "--mask-file", "x"}, "--mask-file", "--window"},
+           Wrong{{"--sinks", "1", "--mask-file", "x"}, "--mask-file", "--sinks"},
+           Wrong{{"--prefix", "1", "--mask-file", "x"}, "--mask-file", "--prefix"},
+           Wrong{{"--documents", "1", "--mask-file", "x"}, "--mask-file", "--documents"},
+           Wrong{{"--q-offset", "1", "--mask-file", "x"}, "--mask-file", "--q-offset"},
+           Wrong{{"--bottom-right", "--mask-file", "x"}, "--mask-file", "--bottom-right"},
+           Wrong{{"--mask-file", ""}, "--mask-file", "cannot be opened"},
+       }) {
+    const absl::Status status = Parse(wrong.arguments).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument)
+        << ::testing::PrintToString(wrong.arguments);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(wrong.flag), HasSubstr(wrong.says)));
+  }
 }
 
 TEST(RequestOptions, SayWhichFlagAndValueIsWrong) {

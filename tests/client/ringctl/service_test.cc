@@ -70,5 +70,17 @@ TEST_F(Ringctl, BenchEndsAsTheFailuresSayWhenNoneSucceeded) {
   EXPECT_THAT(bench->log(), HasSubstr("could compare nothing"));
 }
 
+TEST_F(Ringctl, BenchTakesAMaskByFlagsWithDimsAlone) {
+  auto bench =
+      Run({"bench",    "--verify",   "--requests", "3",         "--q-heads",   "2",      "--q-len",
+           "200",      "--head-dim", "16",         "--workers", "3",           "--mask", "causal",
+           "--window", "20,",        "--sinks",    "2",         "--documents", "70,0,90"});
+  EXPECT_EQ(bench->WaitForExit(), 0) << bench->log();
+  EXPECT_THAT(bench->output(), HasSubstr("ok 3, retried 0, failed 0, wrong 0"));
+  bench = Run({"bench", "--requests", "1", "--window", "20,"});
+  EXPECT_EQ(bench->WaitForExit(), 2) << bench->output();
+  EXPECT_THAT(bench->log(), HasSubstr("--window is given without --q-heads"));
+}
+
 }  // namespace
 }  // namespace ringserve::test
