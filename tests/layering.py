@@ -15,13 +15,14 @@ GRPC = ("grpcpp/", "grpc/", "ringserve/v1/*.grpc.pb.h")
 THREADS = ("thread", "mutex", "condition_variable", "future", "semaphore", "absl/synchronization/", "absl/time/clock.h")
 LOGS = ("spdlog/", "absl/log/")
 PURE = GRPC + THREADS + LOGS
+CLIENT = ("client/", "ringserve/client.h", "ringserve/merge.h")
 
 # (sources it holds for, what they must not include, not even through another header, why)
 RULES = [
-    (r"proto/", ("server/", "client/", "worker/", "ringserve/client.h"), "proto/ stands below everything"),
-    (r"server/", ("client/", "worker/", "ringserve/client.h"), "the server sees proto/ alone"),
+    (r"proto/", ("server/", "worker/") + CLIENT, "proto/ stands below everything"),
+    (r"server/", ("worker/",) + CLIENT, "the server sees proto/ alone"),
     (r"client/", ("server/", "worker/"), "the client sees proto/ alone"),
-    (r"worker/", ("server/", "client/", "ringserve/client.h"), "the worker sees proto/ alone"),
+    (r"worker/", ("server/",) + CLIENT, "the worker sees proto/ alone"),
     (r"(proto|server|client(?!/torch/)|tests/(?!worker/|bench/|support/|integration/))/?", TORCH,
      "LibTorch stays in worker/ and in what tests it"),
     (r"worker/comm/(?!nccl_)", TORCH, "a communicator moves bytes, not tensors"),
@@ -54,7 +55,7 @@ def reach(name, sources):
             if include in ways:
                 continue
             ways[include] = way
-            ours = "client/" + include if include == "ringserve/client.h" else include
+            ours = "client/" + include if include in CLIENT else include
             if ours in sources:
                 open_files.append((ours, way + [ours]))
     return ways

@@ -2,14 +2,17 @@
 #include <algorithm>
 #include <atomic>
 #include <set>
+#include <span>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "ringserve/merge.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/request.h"
 #include "tests/support/cluster.h"
@@ -168,6 +171,39 @@ TEST_F(AttendTest, GivesTheSameBitsForTheSamePlan) {
   ASSERT_TRUE(first.ok() && second.ok());
   EXPECT_EQ(first->out, second->out);
   EXPECT_EQ(first->lse, second->lse);
+}
+
+TEST_F(AttendTest, PartialsOfTwoCallsMergeToTheAnswerOfOne) {
+  constexpr int64_t kQueries = 120, kKeys = 200;
+  for (const auto layout : {v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}) {
+    v1::AttendHeader header = MakeHeader(MakeSpec(kQueries, kKeys, 4, 32, 24), "", 2);
+    header.mutable_spec()->set_batch(2);
+    header.mutable_spec()->set_tensor_layout(layout);
+    const auto over = [&](int64_t k_begin, int64_t k_end) {  // causal, of these keys alone
+      v1::AttendHeader part = header;
+      v1::Slice& slice = *part.mutable_spec()->add_masks()->add_slices();
+      slice.set_q_end(kQueries);
+      slice.set_k_begin(k_begin);
+      slice.set_k_end(k_end);
+      slice.set_hi(60);
+      return Request(part, 13);
+    };
+    const Request whole = over(0, kKeys);
+    absl::StatusOr<Answer> merged = over(0, 90).AskOf(client());
+    const absl::StatusOr<Answer> other = over(90, kKeys).AskOf(client());
+    ASSERT_TRUE(merged.ok() && other.ok()) << merged.status() << other.status();
+    EXPECT_NE(whole.WhatIsWrong(*merged), "");
+    const auto floats = [](auto& bytes) {
+      using Float = std::conditional_t<std::is_const_v<std::remove_reference_t<decltype(bytes)>>,
+                                       const float, float>;
+      return std::span<Float>(reinterpret_cast<Float*>(bytes.data()), bytes.size() / sizeof(float));
+    };
+    const absl::Status status = MergePartials(
+        {.batch = 2, .heads = 4, .queries = kQueries, .value_dim = 24, .layout = layout},
+        {floats(merged->out), floats(merged->lse)}, {floats(other->out), floats(other->lse)});
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(whole.WhatIsWrong(*merged), "");
+  }
 }
 
 TEST_F(AttendTest, GivesEveryOneOfManyCallersTheirOwnAnswer) {

@@ -1,10 +1,14 @@
-// Calls a server that is not there, by the installed package alone.
+// Merges two partials and calls a server that is not there, by the installed package alone.
 #include <cstdio>
 #include <vector>
 
 #include <ringserve/client.h>
+#include <ringserve/merge.h>
 
 int main() {
+  std::vector<float> sum = {1}, sum_lse = {0}, part = {3}, part_lse = {0};
+  if (!ringserve::MergePartials({}, {sum, sum_lse}, {part, part_lse}).ok() || sum[0] != 2) return 1;
+
   ringserve::v1::AttendHeader header;
   ringserve::v1::AttentionSpec& spec = *header.mutable_spec();
   spec.set_batch(1);
