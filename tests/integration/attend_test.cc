@@ -1,12 +1,8 @@
 // Attention as callers get it: the client library, a server and its workers, judged by the oracle.
-#include <algorithm>
-#include <atomic>
 #include <set>
 #include <span>
 #include <string>
-#include <thread>
 #include <type_traits>
-#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,8 +12,6 @@
 #include "tests/integration/raw_call.h"
 #include "tests/integration/request.h"
 #include "tests/support/cluster.h"
-#include "tests/support/random.h"
-#include "tests/support/random_mask.h"
 
 namespace ringserve::test {
 namespace {
@@ -25,7 +19,6 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int kWorkers = 4;
-constexpr int kRandomRequests = 600 / kSlowness;
 
 class AttendTest : public ::testing::Test {
  protected:
@@ -48,74 +41,10 @@ class AttendTest : public ::testing::Test {
 
 Cluster* AttendTest::cluster_ = nullptr;
 
-v1::AttendHeader RandomHeader(Random& random) {
-  v1::AttendHeader header;
-  v1::AttentionSpec& spec = *header.mutable_spec();
-  spec.set_batch(random.Between(1, 3));
-  spec.set_kv_heads(random.Between(1, 3));
-  spec.set_q_heads(spec.kv_heads() * random.Between(1, 4));
-  spec.set_q_len(random.BetweenByMagnitude(1, 300));
-  spec.set_kv_len(random.Chance(0.5) ? spec.q_len() : random.BetweenByMagnitude(1, 300));
-  spec.set_head_dim(random.BetweenByMagnitude(1, 128));
-  spec.set_value_dim(random.Chance(0.5) ? 0 : random.BetweenByMagnitude(1, 128));
-  spec.set_dtype(random.Pick({v1::DTYPE_F32, v1::DTYPE_F64, v1::DTYPE_BF16, v1::DTYPE_F16}));
-  spec.set_tensor_layout(random.Pick({v1::TENSOR_LAYOUT_UNSPECIFIED, v1::TENSOR_LAYOUT_BHSD,
-                                      v1::TENSOR_LAYOUT_BSHD, v1::TENSOR_LAYOUT_BSHD}));
-  if (random.Chance(0.3)) spec.set_scale(random.Normal());
-  const int64_t masks = random.Pick<int64_t>({0, 1, spec.batch()});
-  for (int64_t i = 0; i < masks; ++i)
-    *spec.add_masks() = RandomMask(random, spec.q_len(), spec.kv_len());
-  v1::AttentionOptions& options = *header.mutable_options();
-  options.set_balancer(
-      random.Pick({v1::BALANCER_UNSPECIFIED, v1::BALANCER_AUTO, v1::BALANCER_CONTIGUOUS,
-                   v1::BALANCER_HEAD_TAIL, v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR}));
-  options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
-                                  v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}));
-  options.set_workers(static_cast<int>(random.Between(0, kWorkers)));
-  options.set_return_lse(random.Chance(0.8));
-  return header;
-}
-
-// What was asked for is what ran.
-void ExpectObeyed(const v1::AttentionOptions& options, const v1::PlanSummary& plan) {
-  if (options.workers() > 0) {
-    EXPECT_EQ(plan.workers(), options.workers());
-  }
-  if (options.balancer() > v1::BALANCER_AUTO) {
-    EXPECT_EQ(plan.balancer(), options.balancer());
-  }
-  if (options.rotate() > v1::ROTATE_METHOD_AUTO) {
-    EXPECT_EQ(plan.rotate(), options.rotate());
-  }
-  EXPECT_GT(plan.balancer(), v1::BALANCER_AUTO);
-  EXPECT_GT(plan.rotate(), v1::ROTATE_METHOD_AUTO);
-}
-
 void ExpectRight(const Request& request, const absl::StatusOr<Answer>& answer) {
   ASSERT_TRUE(answer.ok()) << answer.status() << "\n" << request.header().ShortDebugString();
   EXPECT_EQ(request.WhatIsWrong(*answer), "") << request.header().ShortDebugString();
   EXPECT_EQ(answer->attempts, 1);
-}
-
-TEST_F(AttendTest, AnswersWhatTheOracleSaysForRandomRequests) {
-  std::set<int> balancers, rotates, workers;
-  for (int seed = 1; seed <= kRandomRequests; ++seed) {
-    Random random(seed);
-    const Request request(RandomHeader(random), seed);
-    const absl::StatusOr<Answer> answer = request.AskOf(client());
-    ExpectRight(request, answer);
-    if (!answer.ok()) continue;
-    EXPECT_EQ(WhatIsWrongWithStatistics(request.header(), answer->statistics), "")
-        << answer->statistics.ShortDebugString();
-    const v1::PlanSummary& plan = answer->statistics.plan();
-    ExpectObeyed(request.header().options(), plan);
-    balancers.insert(plan.balancer());
-    rotates.insert(plan.rotate());
-    workers.insert(plan.workers());
-  }
-  EXPECT_EQ(balancers.size(), 4u);
-  EXPECT_EQ(rotates.size(), 2u);
-  EXPECT_EQ(workers, (std::set<int>{1, 2, 3, 4}));
 }
 
 TEST_F(AttendTest, TakesFewerTokensThanWorkers) {
@@ -204,33 +133,6 @@ TEST_F(AttendTest, PartialsOfTwoCallsMergeToTheAnswerOfOne) {
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(whole.WhatIsWrong(*merged), "");
   }
-}
-
-TEST_F(AttendTest, GivesEveryOneOfManyCallersTheirOwnAnswer) {
-  constexpr int kCallers = 8, kCalls = 6;
-  std::atomic<int> right = 0;
-  std::vector<std::thread> callers;
-  for (int caller = 0; caller < kCallers; ++caller) {
-    callers.emplace_back([&, caller] {
-      const std::unique_ptr<Client> client = cluster_->NewClient();
-      for (int call = 0; call < kCalls; ++call) {
-        const uint64_t seed = 1000 + 100 * caller + call;
-        Random random(seed);
-        v1::AttendHeader header = RandomHeader(random);
-        header.set_request_id(absl::StrCat("caller-", caller, "-", call));
-        const Request request(header, seed);
-        const absl::StatusOr<Answer> answer = request.AskOf(*client);
-        const std::string wrong = answer.ok() ? request.WhatIsWrong(*answer) : "";
-        EXPECT_TRUE(answer.ok()) << answer.status();
-        EXPECT_EQ(wrong, "") << header.ShortDebugString();
-        if (!answer.ok()) continue;
-        EXPECT_EQ(answer->statistics.request_id(), header.request_id());
-        right += wrong.empty();
-      }
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-  EXPECT_EQ(right, kCallers * kCalls);
 }
 
 TEST_F(AttendTest, RunsAJobOfSomeWorkersBesideOneOfTheOthers) {

@@ -43,9 +43,9 @@ std::vector<std::byte> Gather(const TensorShape& shape, std::span<const std::byt
 
 }  // namespace
 
-Request::Request(v1::AttendHeader header, uint64_t seed)
+Request::Request(v1::AttendHeader header, uint64_t seed, double gain)
     : header_(std::move(header)),
-      tensors_(RandomInputs(header_.spec(), seed)),
+      tensors_(RandomInputs(header_.spec(), seed, gain)),
       checked_rows_(RowsToCheck(header_.spec())),
       checked_spec_(header_.spec()) {
   const v1::AttentionSpec& spec = header_.spec();

@@ -22,8 +22,8 @@ struct Answer {
 
 class Request {
  public:
-  // `header` is valid; its tensors are random numbers of `seed`.
-  Request(v1::AttendHeader header, uint64_t seed);
+  // `header` is valid; its tensors are random numbers of `seed`, q times `gain`.
+  Request(v1::AttendHeader header, uint64_t seed, double gain = 1);
 
   const v1::AttendHeader& header() const { return header_; }
   const Inputs& tensors() const { return tensors_; }
