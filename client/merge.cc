@@ -57,23 +57,23 @@ absl::Status CheckShape(const PartialShape& shape, size_t& out_size, size_t& lse
                                                  ": must be TENSOR_LAYOUT_BHSD or _BSHD"));
 }
 
-absl::Status CheckSize(const char* name, size_t size, size_t expected) {
+absl::Status CheckElements(const char* name, size_t size, size_t expected) {
   if (size == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(name, " has ", size, " elements: the shape says ", expected));
 }
 
 template <typename T>
-bool Overlap(std::span<const T> a, std::span<const T> b) {
+bool ShareMemory(std::span<const T> a, std::span<const T> b) {
   const std::less<const T*> before;
   return before(a.data(), b.data() + b.size()) && before(b.data(), a.data() + a.size());
 }
 
 template <typename T>
-absl::Status CheckOverlaps(const PartialSpans<T>& into, const PartialSpans<const T>& part) {
+absl::Status CheckApart(const PartialSpans<T>& into, const PartialSpans<const T>& part) {
   using Span = std::span<const T>;
   const auto check = [](const char* name, Span a, const char* other_name, Span b) {
-    if (!Overlap(a, b)) return absl::OkStatus();
+    if (!ShareMemory(a, b)) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat(name, " overlaps ", other_name));
   };
   absl::Status status = check("into.out", into.out, "into.lse", into.lse);
@@ -89,11 +89,11 @@ absl::Status Merge(const PartialShape& shape, const PartialSpans<T>& into,
                    const PartialSpans<const T>& part) {
   size_t out_size = 0, lse_size = 0;
   absl::Status status = CheckShape(shape, out_size, lse_size);
-  if (status.ok()) status = CheckSize("into.out", into.out.size(), out_size);
-  if (status.ok()) status = CheckSize("into.lse", into.lse.size(), lse_size);
-  if (status.ok()) status = CheckSize("part.out", part.out.size(), out_size);
-  if (status.ok()) status = CheckSize("part.lse", part.lse.size(), lse_size);
-  if (status.ok()) status = CheckOverlaps(into, part);
+  if (status.ok()) status = CheckElements("into.out", into.out.size(), out_size);
+  if (status.ok()) status = CheckElements("into.lse", into.lse.size(), lse_size);
+  if (status.ok()) status = CheckElements("part.out", part.out.size(), out_size);
+  if (status.ok()) status = CheckElements("part.lse", part.lse.size(), lse_size);
+  if (status.ok()) status = CheckApart(into, part);
   if (!status.ok()) return status;
 
   const bool bshd = shape.layout == v1::TENSOR_LAYOUT_BSHD;
