@@ -9,7 +9,7 @@
 namespace ringserve {
 namespace {
 
-constexpr int64_t kMostLayout = int64_t{1} << 22;
+constexpr int64_t kMostPiecesCut = int64_t{1} << 22;
 
 Weights WeightsOf(const v1::AttentionOptions& options) {
   const auto& weights = options.worker_weights();
@@ -31,6 +31,15 @@ std::span<const int64_t> LengthsOf(const v1::Mask& mask, bool keys) {
   const auto& lengths =
       keys && !documents.kv_lengths().empty() ? documents.kv_lengths() : documents.q_lengths();
   return {lengths.data(), static_cast<size_t>(lengths.size())};
+}
+
+// What blocks of queries cut the bands into.
+int64_t StripCount(const std::vector<std::vector<Band>>& bands, int64_t block) {
+  int64_t strips = 0;
+  for (const std::vector<Band>& row : bands) {
+    for (const Band& band : row) strips += (band.q_end - 1) / block - band.q_begin / block + 1;
+  }
+  return strips;
 }
 
 int64_t PieceCount(std::span<const int64_t> documents, int64_t length, int ranks) {
@@ -91,7 +100,9 @@ int64_t Cutter::SizeOf(Way way, int ranks) const {
   if (way == Way::kPtrr) {
     const int64_t block = PtrrBlock(ranks);
     const int64_t blocks = (spec_.q_len() + block - 1) / block;
-    return static_cast<int64_t>(bands_.size()) * (blocks + ranks);
+    const auto [strips, unknown] = strips_.try_emplace(block);
+    if (unknown) strips->second = StripCount(bands_, block);
+    return std::max(static_cast<int64_t>(bands_.size()) * (blocks + ranks), strips->second);
   }
   if (way != Way::kPerDocument) return 3 * static_cast<int64_t>(ranks);
   int64_t q = 0, kv = 0;
@@ -104,15 +115,15 @@ int64_t Cutter::SizeOf(Way way, int ranks) const {
 
 absl::Status Cutter::Check(Way way, int ranks) const {
   const int64_t size = SizeOf(way, ranks);
-  if (size <= kMostLayout) return absl::OkStatus();
+  if (size <= kMostPiecesCut) return absl::OkStatus();
   std::string what = absl::StrCat("options.balancer per-document cuts spec.masks' documents");
   if (way == Way::kPtrr) {
     what = absl::StrCat("options.ptrr_block is ", PtrrBlock(ranks), ": cuts spec.q_len ",
-                        spec_.q_len());
+                        spec_.q_len(), ", or what spec.masks show,");
   }
   return absl::FailedPreconditionError(absl::StrCat(what, " into ", size, " pieces over ", ranks,
                                                     " workers and all batch rows, limit ",
-                                                    kMostLayout));
+                                                    kMostPiecesCut));
 }
 
 int64_t Cutter::PtrrBlock(int ranks) const {

@@ -39,11 +39,11 @@ class Cutter {
   // What the options allow, those that are quick to look at first. A named balancer is one way.
   std::vector<Way> Ways(int ranks) const;
 
-  // About how large the layout will be (see LayoutSize).
+  // About how large the layout will be (see LayoutSize); of PTRR, no less than the pieces into which
+  // its blocks cut the bands, which is what it takes to make.
   int64_t SizeOf(Way way, int ranks) const;
 
-  // FAILED_PRECONDITION: the layout would be larger than 2^22; names the field and says both
-  // numbers.
+  // FAILED_PRECONDITION: that is more than 2^22; names the field and says both numbers.
   absl::Status Check(Way way, int ranks) const;
 
   // `way` passed Check.
@@ -59,6 +59,7 @@ class Cutter {
   const std::vector<std::vector<Band>>& bands_;
   Weights weights_;  // empty where they are all the same
   std::map<int64_t, std::vector<std::vector<uint64_t>>> block_work_;  // by block size, batch row
+  mutable std::map<int64_t, int64_t> strips_;                         // by block size
 };
 
 // By rank: mean weight / own weight, which is how much longer than on an average worker the same

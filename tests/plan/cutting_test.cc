@@ -199,5 +199,23 @@ TEST(Cutting, RefusesALayoutThatIsTooLargeBeforeItIsMade) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+// Few blocks and few bands can still be very many pieces of bands: what is looked at is bounded,
+// not only what comes out.
+TEST(Cutting, RefusesBandsThatBlocksCutIntoTooManyPieces) {
+  Packed packed({{1 << 16}}, 1 << 16, /*causal=*/false);
+  packed.bands = {{}};
+  for (int64_t k = 0; k < 1 << 16; k += 2)
+    packed.bands[0].push_back({.q_begin = 0, .q_end = 1 << 16, .k_begin = k, .k_end = k + 1});
+  v1::AttentionOptions options;
+  options.set_ptrr_block(1);
+  const absl::Status refused = Cutter(packed.spec, options, packed.bands).Check(Way::kPtrr, 2);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()),
+              ::testing::AllOf(HasSubstr("options.ptrr_block is 1"),
+                               HasSubstr("into 2147483648 pieces"), HasSubstr("limit 4194304")));
+  options.set_ptrr_block(1 << 10);
+  EXPECT_TRUE(Cutter(packed.spec, options, packed.bands).Check(Way::kPtrr, 2).ok());
+}
+
 }  // namespace
 }  // namespace ringserve::test
