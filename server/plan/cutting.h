@@ -39,8 +39,8 @@ class Cutter {
   // What the options allow, those that are quick to look at first. A named balancer is one way.
   std::vector<Way> Ways(int ranks) const;
 
-  // About how large the layout will be (see LayoutSize); of PTRR, no less than the pieces into which
-  // its blocks cut the bands, which is what it takes to make.
+  // About how large the layout will be (see LayoutSize); of PTRR, no less than the pieces into
+  // which its blocks cut the bands, which is what it takes to make.
   int64_t SizeOf(Way way, int ranks) const;
 
   // FAILED_PRECONDITION: that is more than 2^22; names the field and says both numbers.

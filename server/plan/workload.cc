@@ -55,20 +55,20 @@ class Survey {
   bool Totals(std::vector<int64_t>& pieces, int64_t most) {
     std::vector<Interval> seen;
     const auto survey = [&](int rank, const Segment& queries) {
-      seen.clear();
       ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
         workload_.work[rank] += Area(strip) * rows;
         workload_.piece_pairs += kv_.Overlapping(strip.k_begin, strip.k_end).size();
         pieces[rank] += TilesAtMost(strip) * (groups_.size() == 1 ? 1 : rows);
         seen.push_back({strip.k_begin, strip.k_end});
       });
-      MarkNeeds(rank, seen);
     };
     for (int rank = 0; rank < workload_.ranks; ++rank) {
+      seen.clear();
       for (const Segment& queries : q_[rank]) {
         survey(rank, queries);
         if (pieces[rank] > most) return false;
       }
+      MarkNeeds(rank, seen);
     }
     return true;
   }
@@ -128,8 +128,8 @@ class Survey {
     }
   }
 
-  // A strip's keys have no gap, so whoever holds one of them is needed. Merged first: strips of
-  // many batch rows mostly show the same keys.
+  // A strip's keys have no gap, so whoever holds one of them is needed. All strips of a rank are
+  // merged first: many of them may show the same keys, which then count once.
   void MarkNeeds(int rank, std::vector<Interval>& seen) {
     std::sort(seen.begin(), seen.end(),
               [](const Interval& a, const Interval& b) { return a.begin < b.begin; });

@@ -2,6 +2,7 @@
 #include "server/plan/workload.h"
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include <gmock/gmock.h>
@@ -11,6 +12,7 @@
 #include "tests/plan/visible_pairs.h"
 #include "tests/support/random.h"
 #include "tests/support/random_case.h"
+#include "tests/support/wait.h"
 
 namespace ringserve::test {
 namespace {
@@ -116,6 +118,20 @@ TEST(Workload, OfTooManyPiecePairsIsABoundThatHolds) {
   // Exactly: both ranks have half the work, and half of that with each other's keys.
   EXPECT_GE(workload.lockstep_total, total / 2);
   EXPECT_LE(workload.lockstep_total, total);
+}
+
+TEST(Workload, FindsWhoNeedsWhomInLessTimeThanPiecePairsTake) {
+  v1::AttentionSpec spec;
+  spec.set_batch(1);
+  spec.set_q_len(100'000);
+  spec.set_kv_len(100'000);
+  const auto bands = *CompileMasks(spec);
+  SequenceLayout fine{{RowLayout(2)}};
+  for (int64_t p = 0; p < 100'000; ++p) fine.rows[0][p % 2].push_back({p, p + 1});
+  const auto begin = std::chrono::steady_clock::now();
+  const Workload workload = MakeWorkload(fine, fine, bands, 1);  // 10^10 pairs
+  EXPECT_TRUE(workload.Needs(0, 1) && workload.Needs(1, 0) && workload.Needs(1, 1));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2) * kSlowness);
 }
 
 }  // namespace
