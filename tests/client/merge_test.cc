@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -12,16 +11,13 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/oracle.h"
-#include "tests/support/random.h"
 
 namespace ringserve {
 namespace {
 
-using test::Random;
 using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::ElementsAre;
-using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::IsNan;
 

@@ -143,6 +143,7 @@ TEST_F(RandomRequests, OfManyCallersAreAnsweredEachItsOwn) {
   constexpr int kCallers = 8, kCalls = 6;
   std::atomic<int> right = 0;
   std::vector<std::thread> callers;
+  callers.reserve(kCallers);
   for (int caller = 0; caller < kCallers; ++caller) {
     callers.emplace_back([&, caller] {
       const std::unique_ptr<Client> client = cluster_->NewClient();
