@@ -145,10 +145,15 @@ RINGSERVE_INLINE float Exp(float x) {
 }
 
 RINGSERVE_INLINE float WeighRow(float* row, int64_t n, float scale, float most) {
+  // In a loop of its own, or it would be fused with the subtraction, unrounded. `most` is the
+  // largest of these products, rounded: what rounding took from it is past fp32's exponents where
+  // scores reach 2^32, and would make its weight 0 or infinite.
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) row[i] *= scale;
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) {
-    row[i] = Exp(row[i] * scale - most);
+    row[i] = Exp(row[i] - most);
     sum += row[i];
   }
   return sum;

@@ -1,5 +1,6 @@
 #include "worker/attention/score_rows.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -140,6 +141,25 @@ TEST(ScoreRows, WeighScoresOfEveryMagnitude) {
     ASSERT_NEAR(sum, expected_sum, expected_sum * 1e-6);
     ASSERT_EQ(row[n], scores[n]);
     ASSERT_EQ(rounded[n], BFloat16Bits{7});
+  }
+}
+
+// What rounding takes from a product of 10^12 is an exponent of thousands.
+TEST(ScoreRows, WeighTheLargestOfHugeScoresAsOne) {
+  Random random(2);
+  for (const float magnitude : {1e6f, 1e10f, 1e20f, 1e37f}) {
+    for (int round = 0; round < 50; ++round) {
+      const float scale = 0.1f + float(random.Fraction());
+      std::vector<float> row(100);
+      for (float& score : row) score = float(random.Normal()) * magnitude;
+      const int64_t at = std::max_element(row.begin(), row.end()) - row.begin();
+      std::vector<BFloat16Bits> weights(row.size());
+      const float most = Largest(row.data(), 100) * scale;
+      const float sum = Weigh(weights.data(), row.data(), 100, scale, most);
+      ASSERT_EQ(row[at], 1) << magnitude;
+      ASSERT_EQ(Wide(weights[at]), 1);
+      ASSERT_TRUE(sum >= 1 && sum <= 100) << sum;
+    }
   }
 }
 
