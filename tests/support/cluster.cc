@@ -1,5 +1,6 @@
 #include "tests/support/cluster.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <utility>
 
@@ -73,6 +74,7 @@ void Cluster::AddWorker(std::vector<std::string> more_flags) {
 }
 
 void Cluster::RestartWorker(int i) {
+  replaced_.insert(workers_[i]->pid());
   workers_[i].reset();
   workers_[i] = spawner_.Start(Binary("ringserve-worker"), worker_flags_[i]);
 }
@@ -82,6 +84,9 @@ bool Cluster::AwaitWorkers(int count, std::chrono::milliseconds timeout) {
       [&] {
         const absl::StatusOr<v1::GetClusterResponse> cluster = client_->GetCluster();
         return cluster.ok() && cluster->workers_size() == count &&
+               std::ranges::none_of(
+                   cluster->workers(),
+                   [&](const v1::Worker& worker) { return replaced_.contains(worker.pid()); }) &&
                cluster->epoch().empty() == (count == 0);
       },
       timeout);

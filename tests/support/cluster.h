@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,7 +48,8 @@ class Cluster {
   // One more.
   void AddWorker(std::vector<std::string> more_flags = {});
 
-  // Exactly `count` workers are members, and an epoch of theirs is ready.
+  // Exactly `count` workers are members, none of them one that was replaced, and an epoch of theirs
+  // is ready.
   bool AwaitWorkers(int count, std::chrono::milliseconds timeout = kPatience);
 
   // No job is queued or unfinished, and no worker has memory reserved.
@@ -66,6 +68,7 @@ class Cluster {
   std::unique_ptr<Process> server_;
   std::vector<std::unique_ptr<Process>> workers_;
   std::vector<std::vector<std::string>> worker_flags_;
+  std::set<int64_t> replaced_;  // process ids
   std::unique_ptr<Client> client_;
 };
 
