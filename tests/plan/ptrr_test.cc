@@ -22,9 +22,10 @@ TEST(Ptrr, SchedulesAsPyTorchDoes) {
   for (const nlohmann::json& c : golden.at("ptrr_scheduling")) {
     const auto times = c.at("process_time").get<std::vector<int64_t>>();
     // Work is never below 0 here; only the order of the numbers matters.
-    const int64_t least = *std::min_element(times.begin(), times.end());
+    const int64_t least = std::accumulate(times.begin(), times.end(), int64_t{0},
+                                          [](int64_t a, int64_t b) { return std::min(a, b); });
     std::vector<uint64_t> work;
-    for (const int64_t time : times) work.push_back(time - std::min<int64_t>(least, 0));
+    for (const int64_t time : times) work.push_back(time - least);
     const auto expected = c.at("groups").get<std::vector<std::vector<int64_t>>>();
     EXPECT_EQ(PtrrSchedule(work, c.at("group_size")), expected) << c.dump();
     ++cases;
