@@ -11,6 +11,9 @@ inline constexpr int kProtocolVersion = 2;
 // The most ranks that one job may have.
 inline constexpr int kMaxRanks = 1024;
 
+// What a worker can be told to reserve for jobs, at most: more than any machine has.
+inline constexpr uint64_t kMaxWorkerMemoryBytes = uint64_t{1} << 50;
+
 // Bytes of tensor data that a sender puts in one message, and the most that one message may hold.
 inline constexpr uint64_t kChunkBytes = 1 << 20;
 inline constexpr uint64_t kMaxMessageBytes = 4 << 20;

@@ -21,11 +21,9 @@
 namespace ringserve {
 namespace {
 
-constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxHeadDim = 1024;
 constexpr double kMaxWeightRatio = 1e6;
 constexpr int kMaxMasks = 65'536;  // an empty one: two bytes of a message, a hundred of memory
-constexpr int64_t kMaxOffset = int64_t{1} << 40;
 constexpr uint64_t kMaxTensorBytes = uint64_t{1} << 62;
 constexpr size_t kMaxRequestIdBytes = 128;
 

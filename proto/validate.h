@@ -2,10 +2,18 @@
 // at here, before anything is allocated or multiplied unchecked.
 #pragma once
 
+#include <cstdint>
+#include <limits>
+
 #include "absl/status/status.h"
 #include "ringserve/v1/attention.pb.h"
 
 namespace ringserve {
+
+// The largest dim, document length, block and PTRR block; the most that a mask's other numbers may
+// be, either way.
+inline constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
+inline constexpr int64_t kMaxOffset = int64_t{1} << 40;
 
 // INVALID_ARGUMENT: dims < 1 or too large, tensors that take more than 2^62 bytes together, heads
 // that are no multiple, unknown enum values, a scale that is not finite, a number of masks that is

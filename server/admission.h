@@ -34,7 +34,7 @@ class Admission {
   struct Capacity {
     std::string worker_id;  // never another worker's again
     uint64_t memory_bytes = 0;
-    bool suspect = false;  // may be gone: plans count on it, but no job is placed on it for now
+    bool suspect = false;  // may be gone: plans count on it, but no job is placed on it
 
     friend bool operator==(const Capacity&, const Capacity&) = default;
   };

@@ -1,14 +1,11 @@
 #include "server/membership.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "proto/protocol.h"
+#include "server/hello.h"
 
 namespace ringserve {
 
@@ -16,57 +13,11 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr size_t kLongestHelloText = 256;
 // The first attempt after a break comes at once, the later ones ever later.
 constexpr milliseconds kFirstRest{100};
 constexpr milliseconds kLongestRest{5'000};
 
-absl::Status Wrong(absl::string_view field, absl::string_view value, absl::string_view rule) {
-  return absl::InvalidArgumentError(absl::StrCat("hello.", field, " is ", value, ": ", rule));
-}
-
-bool IsAddress(const std::string& address) {
-  for (const char* scheme : {"unix:", "unix-abstract:"}) {
-    if (absl::StartsWith(address, scheme)) return address.size() > std::strlen(scheme);
-  }
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  return colon != std::string::npos && colon > 0 &&
-         absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65535;
-}
-
-bool IsPrintable(const std::string& text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
-}
-
 }  // namespace
-
-absl::Status CheckHello(const v1::Hello& hello) {
-  if (hello.protocol_version() != kProtocolVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("hello.protocol_version is ", hello.protocol_version(),
-                     ": this coordinator speaks version ", kProtocolVersion));
-  }
-  const std::pair<const char*, const std::string*> texts[] = {{"address", &hello.address()},
-                                                              {"device", &hello.device()},
-                                                              {"version", &hello.version()},
-                                                              {"libtorch", &hello.libtorch()}};
-  for (const auto& [field, text] : texts) {
-    if (text->size() > kLongestHelloText) {
-      return Wrong(field, absl::StrCat(text->size(), " bytes long"),
-                   absl::StrCat("at most ", kLongestHelloText, " are allowed"));
-    }
-    if (!IsPrintable(*text)) return Wrong(field, "not printable", "must be printable ASCII");
-  }
-  if (!IsAddress(hello.address())) {
-    return Wrong("address", absl::StrCat("'", hello.address(), "'"),
-                 "must be HOST:PORT (port 1 to 65535), unix:PATH or unix-abstract:NAME");
-  }
-  if (hello.device().empty()) return Wrong("device", "empty", "must name the device");
-  if (hello.threads() < 1) return Wrong("threads", absl::StrCat(hello.threads()), "must be >= 1");
-  if (hello.memory_bytes() == 0) return Wrong("memory_bytes", "0", "must be > 0");
-  return absl::OkStatus();
-}
 
 bool Membership::Epoch::Has(Id member) const {
   return std::find(members.begin(), members.end(), member) != members.end();

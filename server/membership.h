@@ -160,7 +160,4 @@ class Membership {
   std::chrono::milliseconds rest_{0};  // until the next attempt after a break
 };
 
-// INVALID_ARGUMENT, naming the field, value and limit; FAILED_PRECONDITION, naming both versions.
-absl::Status CheckHello(const v1::Hello& hello);
-
 }  // namespace ringserve

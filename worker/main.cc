@@ -1,6 +1,5 @@
 // ringserve-worker: options, which exchange, and how the process ends.
 #include <signal.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <climits>

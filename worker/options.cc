@@ -9,12 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "proto/flags.h"
 #include "proto/machine.h"
+#include "proto/protocol.h"
 
 namespace ringserve {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 50;
 constexpr int64_t kMaxMilliseconds = 24LL * 3600 * 1000;
 
 // Binds a duration in `Unit`, from `least` to a day.
@@ -64,7 +64,7 @@ void AddFlags(CLI::App& app, ProcessOptions& options) {
                  "available to this process (its cgroup's limit counts)")
       ->envname("RINGSERVE_MEMORY_BYTES")
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(uint64_t{1}, kMaxMemoryBytes))
+      ->check(CLI::Range(uint64_t{1}, kMaxWorkerMemoryBytes))
       ->capture_default_str();
   AddDuration<std::chrono::milliseconds>(
       app, "--exchange-deadline-ms", worker.exchange_deadline, 1,

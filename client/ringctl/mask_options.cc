@@ -1,7 +1,6 @@
 #include "client/ringctl/mask_options.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -12,12 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "client/ringctl/mask_file.h"
+#include "proto/validate.h"
 
 namespace ringserve {
 namespace {
-
-constexpr int64_t kMaxOffset = int64_t{1} << 40;  // of any number of a Mask
-constexpr int64_t kMaxLength = std::numeric_limits<int32_t>::max();
 
 absl::Status Wrong(const char* flag, const std::string& value, absl::string_view why) {
   return absl::InvalidArgumentError(
@@ -54,10 +51,9 @@ absl::Status ApplyDocuments(const std::string& text, const v1::AttentionSpec& sp
                             v1::Mask& mask) {
   int64_t sum = 0;
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    const std::optional<int64_t> length = Number(part, kMaxLength);
+    const std::optional<int64_t> length = Number(part, kMaxDim);
     if (!length.has_value()) {
-      return Wrong("--documents", text,
-                   absl::StrCat("'", part, "' must be of [0, ", kMaxLength, "]"));
+      return Wrong("--documents", text, absl::StrCat("'", part, "' must be of [0, ", kMaxDim, "]"));
     }
     sum += *length;
     mask.mutable_documents()->add_q_lengths(*length);

@@ -1,13 +1,13 @@
 #include "client/ringctl/request_options.h"
 
 #include <cmath>
-#include <limits>
 
 #include <CLI/CLI.hpp>
 
 #include "absl/strings/str_cat.h"
 #include "client/ringctl/names.h"
 #include "proto/protocol.h"
+#include "proto/validate.h"
 
 namespace ringserve {
 namespace {
@@ -24,7 +24,7 @@ void AddCuttingOptions(CLI::App& command, RequestOptions& options, const char* g
   command
       .add_option("--ptrr-block", options.ptrr_block,
                   "Rows of a block of --balancer ptrr; 0: the planner chooses")
-      ->check(CLI::Range(int64_t{0}, int64_t{std::numeric_limits<int32_t>::max()}))
+      ->check(CLI::Range(int64_t{0}, kMaxDim))
       ->capture_default_str()
       ->group(group);
   command

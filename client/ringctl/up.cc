@@ -13,7 +13,6 @@
 namespace ringserve {
 namespace {
 
-constexpr uint64_t kMaxLocalMemoryBytes = uint64_t{1} << 50;
 // What jobs may take on this machine altogether: a share of the memory that is free now.
 constexpr double kMemoryShare = 0.5;
 
@@ -88,7 +87,7 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
                    "What jobs may take on each worker (16GiB is understood; default: half of what "
                    "is free, shared out)")
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(uint64_t{1}, kMaxLocalMemoryBytes));
+      ->check(CLI::Range(uint64_t{1}, kMaxWorkerMemoryBytes));
   command->add_flag("--insecure", options->insecure,
                     "Serve beyond loopback without TLS: anyone who can reach the address");
   command

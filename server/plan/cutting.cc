@@ -56,11 +56,8 @@ int64_t PieceCount(std::span<const int64_t> documents, int64_t length, int ranks
 std::vector<double> PaceOf(const v1::AttentionOptions& options) {
   const Weights weights = WeightsOf(options);
   if (weights.empty()) return {};
-  const double largest = *std::max_element(weights.begin(), weights.end());
-  double sum = 0;
-  for (double weight : weights) sum += weight / largest;
-  std::vector<double> pace;
-  for (double weight : weights) pace.push_back(sum / weights.size() / (weight / largest));
+  std::vector<double> pace = SharesOf(weights);
+  for (double& share : pace) share = 1 / (share * static_cast<double>(weights.size()));
   return pace;
 }
 
@@ -116,7 +113,7 @@ int64_t Cutter::SizeOf(Way way, int ranks) const {
 absl::Status Cutter::Check(Way way, int ranks) const {
   const int64_t size = SizeOf(way, ranks);
   if (size <= kMostPiecesCut) return absl::OkStatus();
-  std::string what = absl::StrCat("options.balancer per-document cuts spec.masks' documents");
+  std::string what = "options.balancer per-document cuts spec.masks' documents";
   if (way == Way::kPtrr) {
     what = absl::StrCat("options.ptrr_block is ", PtrrBlock(ranks), ": cuts spec.q_len ",
                         spec_.q_len(), ", or what spec.masks show,");

@@ -16,19 +16,6 @@ Segment EvenPiece(int64_t length, int64_t pieces, int64_t index) {
   return {begin, begin + size + (index < longer ? 1 : 0)};
 }
 
-// Of a sum of 1, by rank.
-std::vector<double> SharesOf(const Weights& weights) {
-  const double largest = *std::max_element(weights.begin(), weights.end());
-  double sum = 0;
-  std::vector<double> shares;
-  for (double weight : weights) {
-    shares.push_back(weight / largest);  // first, so that no sum overflows
-    sum += shares.back();
-  }
-  for (double& share : shares) share /= sum;
-  return shares;
-}
-
 // A document in 2W pieces: heads from the first rank to the last, tails from the last to the first.
 int64_t RankOfPiece(int64_t piece, int64_t ranks) {
   return piece < ranks ? piece : 2 * ranks - 1 - piece;
@@ -120,6 +107,18 @@ void DealDocuments(std::span<const int64_t> documents, int64_t length, Dealer de
 }
 
 }  // namespace
+
+std::vector<double> SharesOf(const Weights& weights) {
+  const double largest = *std::max_element(weights.begin(), weights.end());
+  double sum = 0;
+  std::vector<double> shares;
+  for (double weight : weights) {
+    shares.push_back(weight / largest);  // first, so that no sum overflows
+    sum += shares.back();
+  }
+  for (double& share : shares) share /= sum;
+  return shares;
+}
 
 int64_t SequenceLayout::RowsOf(int rank, int64_t batch_row) const {
   int64_t rows_held = 0;

@@ -42,6 +42,9 @@ struct SequenceLayout {
 // all the same, which is what the functions below say of themselves; then no weight is looked at.
 using Weights = std::vector<double>;
 
+// By rank: its part of the whole, which is 1. `weights` are not empty.
+std::vector<double> SharesOf(const Weights& weights);
+
 // torch.chunk: ceil(length / ranks) positions each, the last short or empty. length >= 1, ranks
 // >= 1. With weights: cuts at the rounded cumulative shares of `length`.
 SequenceLayout ContiguousLayout(int64_t length, int ranks, const Weights& weights = {});

@@ -11,6 +11,7 @@
 #include "proto/validate.h"
 #include "server/plan/block_rectangles.h"
 #include "server/plan/mask.h"
+#include "tests/plan/one_head_spec.h"
 #include "tests/support/random.h"
 #include "tests/support/wait.h"
 
@@ -26,14 +27,7 @@ using ::testing::SizeIs;
 constexpr int64_t kHuge = int64_t{1} << 40;
 
 v1::AttentionSpec Spec(int64_t q_len, int64_t kv_len, const std::string& mask) {
-  v1::AttentionSpec spec;
-  spec.set_batch(1);
-  spec.set_q_heads(1);
-  spec.set_kv_heads(1);
-  spec.set_q_len(q_len);
-  spec.set_kv_len(kv_len);
-  spec.set_head_dim(1);
-  spec.set_dtype(v1::DTYPE_F32);
+  v1::AttentionSpec spec = OneHeadSpec(1, q_len, kv_len);
   EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(mask, spec.add_masks()).ok()) << mask;
   return spec;
 }

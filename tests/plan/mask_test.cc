@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "proto/validate.h"
+#include "tests/plan/one_head_spec.h"
 #include "tests/plan/visible_pairs.h"
 #include "tests/support/random_mask.h"
 
@@ -17,25 +18,13 @@ namespace {
 
 using ::testing::IsEmpty;
 
-v1::AttentionSpec Spec(int64_t batch, int64_t q_len, int64_t kv_len) {
-  v1::AttentionSpec spec;
-  spec.set_batch(batch);
-  spec.set_q_heads(1);
-  spec.set_kv_heads(1);
-  spec.set_q_len(q_len);
-  spec.set_kv_len(kv_len);
-  spec.set_head_dim(1);
-  spec.set_dtype(v1::DTYPE_F32);
-  return spec;
-}
-
 // One batch row, or up to four with masks of their own.
 v1::AttentionSpec RandomSpec(uint64_t seed, int64_t most_rows) {
   Random random(seed);
   const auto length = [&] { return random.Between(1, random.Pick<int64_t>({4, 12, most_rows})); };
   const int64_t q_len = length();
   v1::AttentionSpec spec =
-      Spec(random.Pick({1, 1, 1, 4}), q_len, random.Chance(0.4) ? q_len : length());
+      OneHeadSpec(random.Pick({1, 1, 1, 4}), q_len, random.Chance(0.4) ? q_len : length());
   for (int64_t b = 0; b < spec.batch(); ++b)
     *spec.add_masks() = RandomMask(random, spec.q_len(), spec.kv_len());
   return spec;
@@ -96,7 +85,7 @@ TEST(Masks, AreNormalizedSortedAndNeverEmpty) {
 }
 
 TEST(Masks, ThatAreAllTheSameAreOne) {
-  v1::AttentionSpec spec = Spec(3, 8, 8);
+  v1::AttentionSpec spec = OneHeadSpec(3, 8, 8);
   for (int b = 0; b < 3; ++b) spec.add_masks()->set_causal(true);
   EXPECT_EQ(CompileMasks(spec)->size(), 1u);
   spec.mutable_masks(1)->set_bottom_right(true);  // the same where both lengths are
@@ -113,14 +102,14 @@ TEST(Masks, ThatAreAllTheSameAreOne) {
 }
 
 TEST(Masks, ThatShowNothingHaveNoBands) {
-  v1::AttentionSpec spec = Spec(1, 8, 8);
+  v1::AttentionSpec spec = OneHeadSpec(1, 8, 8);
   spec.add_masks()->set_causal(true);
   spec.mutable_masks(0)->set_q_offset(-8);
   EXPECT_THAT((*CompileMasks(spec))[0], IsEmpty());
 }
 
 TEST(Masks, AreDescribedInWords) {
-  v1::AttentionSpec spec = Spec(2, 8, 10);
+  v1::AttentionSpec spec = OneHeadSpec(2, 8, 10);
   EXPECT_EQ(DescribeMasks(spec), "full");
   v1::Mask* mask = spec.add_masks();
   EXPECT_EQ(DescribeMasks(spec), "full");

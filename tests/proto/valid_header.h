@@ -13,7 +13,6 @@
 
 namespace ringserve {
 
-inline constexpr int64_t kMaxDim = std::numeric_limits<int32_t>::max();
 inline constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 inline constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 

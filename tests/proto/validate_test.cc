@@ -20,7 +20,6 @@ using testing::HasSubstr;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr int64_t kMaxOffset = int64_t{1} << 40;
 void SetWeights(v1::AttendHeader& header, int workers, std::initializer_list<double> weights) {
   header.mutable_options()->set_workers(workers);
   for (const double weight : weights) header.mutable_options()->add_worker_weights(weight);

@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "proto/protocol.h"
 #include "tests/worker/fake_coordinator.h"
 #include "worker/solo_communicator.h"
 
@@ -35,7 +36,7 @@ class Joining : public ::testing::Test {
  protected:
   void Join(const std::string& coordinator, milliseconds drain = test::kPatience) {
     v1::Hello hello;
-    hello.set_protocol_version(1);
+    hello.set_protocol_version(kProtocolVersion);
     hello.set_address("127.0.0.1:1");
     client_ = std::make_unique<JoinClient>(
         JoinOptions{.coordinator = coordinator,

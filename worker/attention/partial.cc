@@ -14,8 +14,8 @@ namespace {
 // Elements of work that are worth another thread.
 constexpr int64_t kGrainElements = 32768;
 
-template <typename Accumulated, typename Value>
-void MergeRow(Accumulated* into_out, Accumulated& into_lse, const Value* out, Accumulated lse,
+template <typename Accumulated>
+void MergeRow(Accumulated* into_out, Accumulated& into_lse, const Accumulated* out, Accumulated lse,
               int64_t dim) {
   constexpr Accumulated kNothing = -std::numeric_limits<Accumulated>::infinity();
   if (lse == kNothing) return;
@@ -35,7 +35,7 @@ void MergeRow(Accumulated* into_out, Accumulated& into_lse, const Value* out, Ac
 
 // Walks the rows of both partials in whatever order their strides make fastest, on all of
 // LibTorch's threads: rows do not depend on each other.
-template <typename Accumulated, typename Value>
+template <typename Accumulated>
 void MergeRows(const Partial& into, const Partial& part) {
   const int64_t dim = into.out.size(3);
   at::TensorIterator rows = at::TensorIteratorConfig()
@@ -53,7 +53,7 @@ void MergeRows(const Partial& into, const Partial& part) {
       for (int k = 0; k < 4; ++k) at[k] = data[k] + j * strides[4 + k];
       for (int64_t i = 0; i < size0; ++i) {
         MergeRow(reinterpret_cast<Accumulated*>(at[0]), *reinterpret_cast<Accumulated*>(at[1]),
-                 reinterpret_cast<const Value*>(at[2]),
+                 reinterpret_cast<const Accumulated*>(at[2]),
                  *reinterpret_cast<const Accumulated*>(at[3]), dim);
         for (int k = 0; k < 4; ++k) at[k] += strides[k];
       }
@@ -73,26 +73,19 @@ void Clear(const Partial& partial) { partial.lse.fill_(-std::numeric_limits<doub
 void Merge(const Partial& into, const Partial& part) {
   TORCH_CHECK(into.out.sizes() == part.out.sizes() && into.lse.sizes() == part.lse.sizes(),
               "partials of different shapes: ", part.out.sizes(), " into ", into.out.sizes());
-  const at::ScalarType accumulated = into.out.scalar_type();
-  TORCH_CHECK(into.lse.scalar_type() == accumulated && part.lse.scalar_type() == accumulated,
-              "lse and accumulator are of different types");
+  const at::ScalarType type = into.out.scalar_type();
+  TORCH_CHECK(part.out.scalar_type() == type && into.lse.scalar_type() == type &&
+                  part.lse.scalar_type() == type,
+              "partials of different types");
   TORCH_CHECK(into.out.stride(3) == 1 && part.out.stride(3) == 1, "strided value dim");
   if (into.lse.numel() == 0) return;
-  switch (part.out.scalar_type()) {
+  switch (type) {
     case at::kDouble:
-      TORCH_CHECK(accumulated == at::kDouble, "fp64 is accumulated in fp64");
-      return MergeRows<double, double>(into, part);
+      return MergeRows<double>(into, part);
     case at::kFloat:
-      TORCH_CHECK(accumulated == at::kFloat, "fp32 is accumulated in fp32");
-      return MergeRows<float, float>(into, part);
-    case at::kBFloat16:
-      TORCH_CHECK(accumulated == at::kFloat, "bf16 is accumulated in fp32");
-      return MergeRows<float, BFloat16Bits>(into, part);
-    case at::kHalf:
-      TORCH_CHECK(accumulated == at::kFloat, "f16 is accumulated in fp32");
-      return MergeRows<float, HalfBits>(into, part);
+      return MergeRows<float>(into, part);
     default:
-      TORCH_CHECK(false, "no partials of type ", part.out.scalar_type());
+      TORCH_CHECK(false, "no partials of type ", type);
   }
 }
 

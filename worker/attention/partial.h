@@ -21,10 +21,9 @@ struct Partial {
 // Nothing seen yet, in any row: lse -inf. Does not touch `out`.
 void Clear(const Partial& partial);
 
-// `into`, both tensors fp32 (fp64), takes `part` of the same shape in:
+// `into` takes `part` of the same shape in:
 //   m = max(l1, l2); lse = m + log(e^(l1-m) + e^(l2-m)); out = sum of out_i e^(l_i - lse)
-// `part`: out in any of the four types, lse fp32 (fp64 where `into` is). Both must be of the same
-// type family: fp64 into fp64 only. Rows that `part` did not see stay as they were.
+// All four tensors fp32, or all fp64. Rows that `part` did not see stay as they were.
 void Merge(const Partial& into, const Partial& part);
 
 // What the ring carried becomes the answer: out in the type of `out`, 0 for rows that saw nothing.

@@ -5,12 +5,10 @@
 namespace ringserve {
 namespace {
 
-template <typename Accumulated, typename Value>
-RINGSERVE_INLINE void Blend(Accumulated* __restrict accumulator, const Value* __restrict values,
-                            int64_t n, Accumulated keep, Accumulated take) {
-  for (int64_t i = 0; i < n; ++i) {
-    accumulator[i] = keep * accumulator[i] + take * Widen(values[i]);
-  }
+template <typename Number>
+RINGSERVE_INLINE void Blend(Number* __restrict accumulator, const Number* __restrict values,
+                            int64_t n, Number keep, Number take) {
+  for (int64_t i = 0; i < n; ++i) accumulator[i] = keep * accumulator[i] + take * values[i];
 }
 
 template <typename Accumulated, typename Value>
@@ -26,14 +24,6 @@ RINGSERVE_CLONES void BlendRow(double* accumulator, const double* values, int64_
   Blend(accumulator, values, n, keep, take);
 }
 RINGSERVE_CLONES void BlendRow(float* accumulator, const float* values, int64_t n, float keep,
-                               float take) {
-  Blend(accumulator, values, n, keep, take);
-}
-RINGSERVE_CLONES void BlendRow(float* accumulator, const BFloat16Bits* values, int64_t n,
-                               float keep, float take) {
-  Blend(accumulator, values, n, keep, take);
-}
-RINGSERVE_CLONES void BlendRow(float* accumulator, const HalfBits* values, int64_t n, float keep,
                                float take) {
   Blend(accumulator, values, n, keep, take);
 }

@@ -36,7 +36,7 @@ float Largest(const float* scores, int64_t n);
 // row[i] becomes e^(row[i] * scale - most), which is at most 1; returns their sum. e^x has a
 // relative error of 2^-22; below x = -87 it is 0. NaN stays NaN.
 float Weigh(float* row, int64_t n, float scale, float most);
-// The same, then rounded into `weights`; the sum is that of what was rounded.
+// The same, then rounded into `weights`; the sum is of the numbers before that.
 float Weigh(BFloat16Bits* weights, float* row, int64_t n, float scale, float most);
 
 // row[i] = factor * from[i]. `row` may be `from`.
