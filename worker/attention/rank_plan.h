@@ -15,6 +15,10 @@ struct Tile {
   int64_t k_begin = 0, k_end = 0;
   std::optional<int64_t> lo, hi;
   int batch_row = -1;  // -1: every batch row
+  // Where the job has a bias or ALiBi slopes: rows and keys of the tile follow each other in the
+  // request as they do here. Key j from the corner is the request's key k_position + j, a column of
+  // the bias; and row i is at p with p - key = distance + i - j, p its key position.
+  int64_t k_position = 0, distance = 0;
 };
 
 // The K and V shard of `owner` goes to, or comes from, rank `peer`.

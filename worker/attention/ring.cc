@@ -49,7 +49,12 @@ class Ring {
   }
 
   absl::Status Run() {
-    Compute([&] { MakeScalePositive(); });
+    Compute([&] {
+      TORCH_CHECK(tensors_.bias.empty() && !tensors_.alibi_slopes.defined() &&
+                      !tensors_.sink_logits.defined(),
+                  "bias, ALiBi slopes and sink logits are not taken yet");
+      MakeScalePositive();
+    });
     for (int index = 0; index < static_cast<int>(plan_.steps.size()); ++index) {
       if (options_.on_step) options_.on_step(index);
       const std::vector<SendOp> sends = shards_.Sends(index);

@@ -28,10 +28,17 @@ struct RankTensors {
   at::Tensor kv;  // 1-D bytes: this rank's K shard, then its V shard, dense in wire order
   std::vector<at::Tensor> out;  // dtype of q; [B, Hq, Sq, Dv]
   std::vector<at::Tensor> lse;  // fp32 (f64: fp64), contiguous [B, Hq, Sq]
+  // Added to the scaled scores: the bias of this rank's queries and of every key of the request, as
+  // q but [B or 1, Hq or 1, Sq, Tk]; of bool or of bytes it hides where it is 0. -inf hides, too.
+  std::vector<at::Tensor> bias;  // empty: none
+  at::Tensor alibi_slopes;       // undefined, or fp32 [Hq]: -slope[h] |p - key| is added
+  // One more score of each row, whose value is 0; -inf: none.
+  at::Tensor sink_logits;  // undefined, or fp32 [Hq]
 };
 
 struct RingOptions {
   double scale = 1;
+  bool lse_without_sinks = false;  // `out` is with them in any case
   // How long the ring may wait for one step's exchange, beyond the time that it has run so far: a
   // neighbour that computes as long again as this rank did is no fault.
   std::chrono::milliseconds exchange_deadline{30'000};
