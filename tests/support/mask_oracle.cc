@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <memory>
 
 #include "tests/support/oracle.h"
@@ -44,16 +45,26 @@ class Reading {
     const Place& query = q_.at(q);
     const Place& key = kv_.at(k);
     if (query.document == -1 || key.document == -1 || query.document != key.document) return false;
-    int64_t p = query.index;
-    if (mask_.alignment_case() == v1::Mask::kQOffset) p += mask_.q_offset();
-    if (mask_.alignment_case() == v1::Mask::kBottomRight && mask_.bottom_right()) {
-      p = key.length - 1 - (query.length - 1 - query.index);  // the last sits on the last
-    }
+    const int64_t p = PositionOf(query, key.length);
     return PassesCausal(key.index, p) && PassesWindow(key.index, p) && PassesBlocks(q, k) &&
            PassesSlices(q, k);
   }
 
+  int64_t Distance(int64_t q, int64_t k) const {
+    const Place& key = kv_.at(k);
+    return std::abs(PositionOf(q_.at(q), key.length) - key.index);
+  }
+
  private:
+  // p of a query among `keys` of its document.
+  int64_t PositionOf(const Place& query, int64_t keys) const {
+    if (mask_.alignment_case() == v1::Mask::kBottomRight && mask_.bottom_right()) {
+      return keys - 1 - (query.length - 1 - query.index);  // the last sits on the last
+    }
+    const bool given = mask_.alignment_case() == v1::Mask::kQOffset;
+    return query.index + (given ? mask_.q_offset() : 0);
+  }
+
   bool PassesCausal(int64_t j, int64_t p) const {
     return !mask_.causal() || j <= p || j < mask_.prefix();
   }
@@ -93,14 +104,25 @@ class Reading {
   std::vector<Place> q_, kv_;
 };
 
-}  // namespace
-
-Sees MaskOf(const v1::AttentionSpec& spec) {
+// By batch row; one for all.
+std::shared_ptr<std::vector<Reading>> ReadingsOf(const v1::AttentionSpec& spec) {
   auto rows = std::make_shared<std::vector<Reading>>();
   for (const v1::Mask& mask : spec.masks()) rows->emplace_back(mask, spec);
   if (rows->empty()) rows->emplace_back(v1::Mask(), spec);
-  return [rows](int64_t batch_row, int64_t q, int64_t k) {
+  return rows;
+}
+
+}  // namespace
+
+Sees MaskOf(const v1::AttentionSpec& spec) {
+  return [rows = ReadingsOf(spec)](int64_t batch_row, int64_t q, int64_t k) {
     return rows->at(rows->size() == 1 ? 0 : batch_row).Sees(q, k);
+  };
+}
+
+Distance DistanceOf(const v1::AttentionSpec& spec) {
+  return [rows = ReadingsOf(spec)](int64_t batch_row, int64_t q, int64_t k) {
+    return rows->at(rows->size() == 1 ? 0 : batch_row).Distance(q, k);
   };
 }
 

@@ -48,6 +48,25 @@ std::vector<std::byte> RandomTensor(Random& random, int64_t elements, double gai
   return FromDoubles(values, dtype);
 }
 
+// Some rows hide every key.
+std::vector<std::byte> RandomBias(Random& random, const v1::AttentionSpec& spec) {
+  const v1::Bias& bias = spec.bias();
+  const int64_t rows =
+      (bias.per_batch() ? spec.batch() : 1) * (bias.per_head() ? spec.q_heads() : 1) * spec.q_len();
+  std::vector<double> values;
+  values.reserve(rows * spec.kv_len());
+  for (int64_t row = 0; row < rows; ++row) {
+    const double hidden = random.Pick({0.0, 0.0, 0.1, 0.5, 1.0});
+    for (int64_t k = 0; k < spec.kv_len(); ++k)
+      values.push_back(random.Chance(hidden) ? -kInfinity : 2 * random.Normal());
+  }
+  if (!bias.boolean()) return FromDoubles(values, spec.dtype());
+  std::vector<std::byte> bytes;
+  bytes.reserve(values.size());
+  for (const double value : values) bytes.push_back(std::byte{value != -kInfinity});
+  return bytes;
+}
+
 double Dot(const double* a, const double* b, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
@@ -62,6 +81,56 @@ double LargestNorm(const std::vector<double>& values, int64_t dim) {
   }
   return std::sqrt(largest);
 }
+
+// What a request adds to its scores, and takes from its rows, beside the mask.
+class Extras {
+ public:
+  Extras(const v1::AttentionSpec& spec, const Inputs& inputs, const Distance& distance)
+      : spec_(spec), distance_(distance) {
+    if (spec.has_bias() && !spec.bias().boolean()) bias_ = ToDoubles(inputs.bias, spec.dtype());
+    if (spec.has_bias() && spec.bias().boolean()) {
+      for (const std::byte shown : inputs.bias)
+        bias_.push_back(shown == std::byte{0} ? -kInfinity : 0);
+    }
+    if (spec.alibi_slopes()) slopes_ = ToDoubles(inputs.alibi_slopes, v1::DTYPE_F32);
+    if (spec.sink_logits()) sinks_ = ToDoubles(inputs.sink_logits, v1::DTYPE_F32);
+  }
+
+  // To the score of a visible pair; -inf hides it.
+  double Of(int64_t b, int64_t h, int64_t q, int64_t k) const {
+    double sum = 0;
+    if (!slopes_.empty()) sum -= slopes_.at(h) * static_cast<double>(distance_(b, q, k));
+    if (!bias_.empty()) {
+      const int64_t batch_row = spec_.bias().per_batch() ? b : 0;
+      const int64_t heads = spec_.bias().per_head() ? spec_.q_heads() : 1;
+      const int64_t head = spec_.bias().per_head() ? h : 0;
+      sum += bias_.at(((batch_row * heads + head) * spec_.q_len() + q) * spec_.kv_len() + k);
+    }
+    return sum;
+  }
+
+  // A further key of value 0 whose score is the head's logit. Returns the new lse.
+  double AddSink(int64_t h, double lse, std::span<double> out) const {
+    if (sinks_.empty() || sinks_.at(h) == -kInfinity) return lse;
+    const double larger = std::max(lse, sinks_[h]);
+    const double with = larger + std::log(std::exp(lse - larger) + std::exp(sinks_[h] - larger));
+    for (double& value : out) value *= std::exp(lse - with);
+    return with;
+  }
+
+  double LargestSink() const {
+    double largest = 0;
+    for (const double sink : sinks_) {
+      if (std::isfinite(sink)) largest = std::max(largest, std::abs(sink));
+    }
+    return largest;
+  }
+
+ private:
+  const v1::AttentionSpec& spec_;
+  const Distance& distance_;
+  std::vector<double> bias_, slopes_, sinks_;  // empty: the request has none
+};
 
 // One query: its scores' log-sum-exp, and the weighted mean of the values into `out`.
 double AttendRow(const std::vector<double>& scores, const std::vector<const double*>& values,
@@ -138,6 +207,16 @@ Inputs RandomInputs(const v1::AttentionSpec& spec, uint64_t seed, double gain) {
   inputs.q = RandomTensor(random, q_rows * spec.head_dim(), gain, spec.dtype());
   inputs.k = RandomTensor(random, kv_rows * spec.head_dim(), 1, spec.dtype());
   inputs.v = RandomTensor(random, kv_rows * Dims(spec).value_dim, 1, spec.dtype());
+  if (spec.has_bias()) inputs.bias = RandomBias(random, spec);
+  std::vector<double> per_head(spec.q_heads());
+  if (spec.alibi_slopes()) {
+    for (double& slope : per_head) slope = random.Pick({0.0, 0.5, 0.125, 1.0 / 256, -0.01});
+    inputs.alibi_slopes = FromDoubles(per_head, v1::DTYPE_F32);
+  }
+  if (spec.sink_logits()) {
+    for (double& logit : per_head) logit = random.Chance(0.1) ? -kInfinity : 2 * random.Normal();
+    inputs.sink_logits = FromDoubles(per_head, v1::DTYPE_F32);
+  }
   return inputs;
 }
 
@@ -145,18 +224,21 @@ Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs) {
   return Attend(spec, inputs, MaskOf(spec));
 }
 
-Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees& sees) {
+Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees& sees,
+                 const Distance& distance) {
   const Dims dims(spec);
   const std::vector<double> q = ToDoubles(inputs.q, spec.dtype());
   const std::vector<double> k = ToDoubles(inputs.k, spec.dtype());
   const std::vector<double> v = ToDoubles(inputs.v, spec.dtype());
   const int64_t queries_per_key_head = spec.q_heads() / spec.kv_heads();
+  const Distance own_distance = distance ? distance : DistanceOf(spec);
+  const Extras extras(spec, inputs, own_distance);
 
   Reference reference;
   reference.out.resize(spec.batch() * spec.q_heads() * spec.q_len() * dims.value_dim);
-  reference.lse.reserve(spec.batch() * spec.q_heads() * spec.q_len());
   std::vector<double> scores;
   std::vector<const double*> values;
+  double largest_extra = 0;
   for (int64_t b = 0; b < spec.batch(); ++b) {
     for (int64_t h = 0; h < spec.q_heads(); ++h) {
       for (int64_t i = 0; i < spec.q_len(); ++i) {
@@ -164,13 +246,19 @@ Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees
         values.clear();
         for (int64_t j = 0; j < spec.kv_len(); ++j) {
           if (!sees(b, i, j)) continue;
+          const double extra = extras.Of(b, h, i, j);
+          if (extra == -kInfinity) continue;
+          largest_extra = std::max(largest_extra, std::abs(extra));
           const int64_t kv_head = h / queries_per_key_head;
           scores.push_back(dims.scale * Dot(&q[dims.q.At(b, h, i)], &k[dims.k.At(b, kv_head, j)],
-                                            spec.head_dim()));
+                                            spec.head_dim()) +
+                           extra);
           values.push_back(&v[dims.v.At(b, kv_head, j)]);
         }
-        reference.lse.push_back(
-            AttendRow(scores, values, dims.value_dim, &reference.out[dims.out.At(b, h, i)]));
+        double* out = &reference.out[dims.out.At(b, h, i)];
+        const double lse = AttendRow(scores, values, dims.value_dim, out);
+        reference.lse_without_sinks.push_back(lse);
+        reference.lse.push_back(extras.AddSink(h, lse, {out, static_cast<size_t>(dims.value_dim)}));
       }
     }
   }
@@ -179,7 +267,8 @@ Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees
   }
   // Cauchy and Schwarz: no sum of products is larger.
   reference.largest_score =
-      std::abs(dims.scale) * LargestNorm(q, spec.head_dim()) * LargestNorm(k, spec.head_dim());
+      std::abs(dims.scale) * LargestNorm(q, spec.head_dim()) * LargestNorm(k, spec.head_dim()) +
+      largest_extra + extras.LargestSink();
   return reference;
 }
 

@@ -13,12 +13,15 @@
 
 namespace ringserve::test {
 
-// A request's tensors, dense, in the spec's dtype and layout.
+// A request's tensors, dense, in the spec's dtype and layout; those that it does not have are
+// empty.
 struct Inputs {
   std::vector<std::byte> q, k, v;
+  std::vector<std::byte> bias = {}, alibi_slopes = {}, sink_logits = {};
 };
 
-// Standard normal numbers (q times `gain`), the same for the same seed and shapes.
+// Standard normal numbers (q times `gain`), the same for the same seed and shapes. The bias hides
+// some keys (-inf, or 0 where it is boolean), and some rows all of them; a sink logit may be -inf.
 Inputs RandomInputs(const v1::AttentionSpec& spec, uint64_t seed, double gain = 1);
 
 // Does query `q` of batch row `batch_row` see key `k`?
@@ -27,16 +30,22 @@ using Sees = std::function<bool(int64_t batch_row, int64_t q, int64_t k)>;
 // The spec's masks as attention.proto says them, pair by pair. `spec` is valid; it is copied.
 Sees MaskOf(const v1::AttentionSpec& spec);
 
+// |p - k| of a query and a key that lie in the same document; see MaskOf.
+using Distance = std::function<int64_t(int64_t batch_row, int64_t q, int64_t k)>;
+Distance DistanceOf(const v1::AttentionSpec& spec);
+
 struct Reference {
-  std::vector<double> out;   // in the spec's layout
-  std::vector<double> lse;   // [B, Hq, Tq]
-  double largest_value = 0;  // of |v|
-  double largest_score = 0;  // at least any |scale| sum |q_i k_i|
+  std::vector<double> out;                // in the spec's layout
+  std::vector<double> lse;                // [B, Hq, Tq]
+  std::vector<double> lse_without_sinks;  // likewise; the same where there are no sink logits
+  double largest_value = 0;               // of |v|
+  double largest_score = 0;  // at least any |scale| sum |q_i k_i| and what is added to it
 };
 
-// `spec` is valid. The first takes the spec's own masks.
+// `spec` is valid but for what it has of extras. The first takes the spec's own masks.
 Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs);
-Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees& sees);
+Reference Attend(const v1::AttentionSpec& spec, const Inputs& inputs, const Sees& sees,
+                 const Distance& distance = {});
 
 // What `out` and `lse` are off by, at most.
 struct Errors {

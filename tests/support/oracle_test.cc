@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/elements.h"
+#include "tests/support/golden_request.h"
 #include "tests/support/safetensors.h"
 
 namespace ringserve::test {
@@ -146,6 +147,65 @@ TEST(Oracle, ShowsNothingToARowWithoutKeys) {
     EXPECT_EQ(std::isinf(reference.lse[row]), row % 5 < 2) << row;
     EXPECT_EQ(reference.out[2 * row] == 0, row % 5 < 2) << row;
   }
+}
+
+// ALiBi, the fixtures' own: slopes times |q + Sk - Sq - k|, whatever the mask.
+TEST(Oracle, AgreesWithTheFixturesOfAlibi) {
+  const SafetensorsFile file(GoldenPath("golden/masked.safetensors"));
+  const nlohmann::json golden = ReadGoldenJson("golden/masked.json");
+  int cases = 0;
+  for (const nlohmann::json& c : golden.at("cases")) {
+    if (c.at("alibi_slopes").is_null() || !c.at("softcap").is_null()) continue;
+    const std::string name = c.at("name");
+    const Inputs inputs = {.q = Bytes(file.at(name + "/q")),
+                           .k = Bytes(file.at(name + "/k")),
+                           .v = Bytes(file.at(name + "/v")),
+                           .alibi_slopes = FromDoubles(
+                               c.at("alibi_slopes").get<std::vector<double>>(), v1::DTYPE_F32)};
+    const Reference reference = Attend(GoldenSpec(c), inputs);
+    const std::vector<double> lse = file.at(name + "/lse").As<double>();
+    ASSERT_EQ(lse.size(), reference.lse.size()) << name;
+    for (size_t i = 0; i < lse.size(); ++i) ASSERT_NEAR(lse[i], reference.lse[i], 1e-12) << name;
+    const std::vector<float> out = file.at(name + "/out").As<float>();
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], reference.out[i], 1e-6) << name;
+    ++cases;
+  }
+  EXPECT_EQ(cases, 3);
+}
+
+// One query, two keys of score 0 and values 1 and 3.
+TEST(Oracle, AddsBiasAndSinkAsTheyAreDefined) {
+  v1::AttentionSpec spec;
+  spec.set_batch(1);
+  spec.set_q_heads(1);
+  spec.set_kv_heads(1);
+  spec.set_q_len(1);
+  spec.set_kv_len(2);
+  spec.set_head_dim(1);
+  spec.set_dtype(v1::DTYPE_F64);
+  const auto bytes = [](std::vector<double> values, v1::DType dtype = v1::DTYPE_F64) {
+    return FromDoubles(values, dtype);
+  };
+  Inputs inputs = {.q = bytes({0}), .k = bytes({5, 6}), .v = bytes({1, 3})};
+  spec.mutable_bias();
+  inputs.bias = bytes({0, std::log(3)});
+  const Reference biased = Attend(spec, inputs);
+  EXPECT_DOUBLE_EQ(biased.out[0], 2.5);
+  EXPECT_DOUBLE_EQ(biased.lse[0], std::log(4));
+  spec.set_sink_logits(true);
+  inputs.sink_logits = bytes({std::log(4)}, v1::DTYPE_F32);
+  const Reference sunk = Attend(spec, inputs);
+  EXPECT_NEAR(sunk.out[0], 1.25, 1e-7);
+  EXPECT_NEAR(sunk.lse[0], std::log(8), 1e-7);
+  EXPECT_DOUBLE_EQ(sunk.lse_without_sinks[0], std::log(4));
+  spec.mutable_bias()->set_boolean(true);
+  inputs.bias = {std::byte{1}, std::byte{0}};
+  spec.set_sink_logits(false);
+  EXPECT_EQ(Attend(spec, inputs).out[0], 1);
+  EXPECT_EQ(Attend(spec, inputs).lse[0], 0);
+  inputs.bias = {std::byte{0}, std::byte{0}};
+  EXPECT_EQ(Attend(spec, inputs).out[0], 0);
+  EXPECT_EQ(Attend(spec, inputs).lse[0], -std::numeric_limits<double>::infinity());
 }
 
 TEST(Oracle, TellsWhatIsWrong) {
