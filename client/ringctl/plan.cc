@@ -12,6 +12,7 @@
 #include "client/ringctl/dims.h"
 #include "client/ringctl/names.h"
 #include "client/ringctl/plan_json.h"
+#include "client/ringctl/plan_picture.h"
 #include "client/ringctl/request_options.h"
 
 namespace ringserve {
@@ -24,6 +25,7 @@ struct PlanOptions {
   Dims dims;
   RequestOptions request;
   std::string layout = "bhsd";
+  std::string picture;
   bool json = false;
 };
 
@@ -64,15 +66,23 @@ int RunPlan(const PlanOptions& options, const ClientOptions& client_options) {
   if (!spec.ok()) return Misused(spec.status());
   v1::PlanRequest request;
   *request.mutable_spec() = *spec;
-  const absl::Status status =
+  absl::Status status =
       ApplyRequestOptions(options.request, *request.mutable_spec(), *request.mutable_options());
   if (!status.ok()) return Misused(status);
+  if (!options.picture.empty()) {
+    status = CheckPicturePath(options.picture);
+    if (!status.ok()) return Misused(status);
+  }
   request.mutable_options()->set_return_lse(true);
 
   absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(client_options);
   if (!client.ok()) return Misused(client.status());
   const absl::StatusOr<v1::PlanResponse> response = (*client)->Plan(request);
   if (!response.ok()) return Failed(response.status(), client_options);
+  if (!options.picture.empty()) {
+    status = WritePicture(DrawPlan(request.spec(), *response), options.picture);
+    if (!status.ok()) return Misused(status);
+  }
   if (!options.json) {
     const std::string& text = response->description();
     std::printf("%s%s", text.c_str(), text.empty() || text.back() != '\n' ? "\n" : "");
@@ -98,6 +108,10 @@ void AddPlanCommand(CLI::App& app, Invocation& invocation) {
       ->check(CLI::IsMember(TensorLayoutNames()))
       ->capture_default_str();
   AddRequestOptions(*command, options->request);
+  command
+      ->add_option("--picture", options->picture,
+                   "Draw mask, layout and work per rank into this file, .svg or .png")
+      ->type_name("FILE");
   command->add_flag("--json", options->json, "One JSON object");
   command->callback([options, &invocation] {
     invocation.run = [options, &invocation] { return RunPlan(*options, invocation.client); };

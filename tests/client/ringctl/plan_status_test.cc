@@ -6,6 +6,7 @@
 #include "client/ringctl/command.h"
 #include "tests/client/fake_attention.h"
 #include "tests/client/ringctl/ringctl_process.h"
+#include "tests/client/ringctl/scratch_folder.h"
 
 namespace ringserve {
 namespace {
@@ -60,6 +61,28 @@ TEST_F(PlanStatus, PlanSaysWhichDimIsMissingOrWrong) {
     EXPECT_THAT(run.err, HasSubstr(wrong.says));
     EXPECT_THAT(run.out, IsEmpty());
   }
+}
+
+TEST_F(PlanStatus, PlanDrawsAPictureBesideWhatItSays) {
+  const test::ScratchFolder folder;
+  const std::string picture = folder.Path("plan.svg");
+  const RunResult run = Ringctl({"plan", "--q-heads", "8", "--q-len", "100", "--head-dim", "64",
+                                 "--workers", "5", "--json", "--picture", picture});
+  ASSERT_EQ(run.exit, kExitOk) << run.err;
+  EXPECT_EQ(run.Json()["workers"], 5);
+  EXPECT_THAT(folder.Read("plan.svg"), HasSubstr("5 workers"));
+}
+
+TEST_F(PlanStatus, PlanSaysWhyAPictureCannotBeDrawnAndLeavesNoHalfFile) {
+  const test::ScratchFolder folder;
+  for (const char* name : {"plan.gif", "absent/plan.png"}) {
+    const RunResult run = Ringctl({"plan", "--q-heads", "8", "--q-len", "100", "--head-dim", "64",
+                                   "--picture", folder.Path(name)});
+    EXPECT_EQ(run.exit, kExitUsage) << run.err;
+    EXPECT_THAT(run.err, HasSubstr(folder.Path(name)));
+    EXPECT_THAT(run.out, IsEmpty());
+  }
+  EXPECT_THAT(folder.Names(), IsEmpty());
 }
 
 TEST_F(PlanStatus, StatusIsClearWhereThereAreNoWorkers) {
