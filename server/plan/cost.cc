@@ -33,17 +33,22 @@ std::vector<uint64_t> RingBytes(const Workload& workload, const std::vector<uint
 
 double RingSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
                    const Speed& speed) {
+  // By step: of the shards that travel in it. What travels far has travelled all the way.
+  std::vector<uint64_t> largest(workload.ranks + 1);
+  int furthest = 0;
+  for (int owner = 0; owner < workload.ranks; ++owner) {
+    const int reach = workload.reach[owner];
+    furthest = std::max(furthest, reach);
+    if (reach > 0) largest[reach - 1] = std::max(largest[reach - 1], kv_bytes[owner]);
+  }
+  for (int step = workload.ranks; step-- > 0;)
+    largest[step] = std::max(largest[step], largest[step + 1]);
+
   double overlapped = 0;
   double exchanges = 0;
   for (int step = 0; step < workload.ranks; ++step) {
-    uint64_t largest = 0;
-    bool any = false;
-    for (int owner = 0; owner < workload.ranks; ++owner) {
-      if (workload.reach[owner] <= step) continue;
-      any = true;
-      largest = std::max(largest, kv_bytes[owner]);
-    }
-    const double exchange = any ? speed.latency_seconds + largest * speed.seconds_per_byte : 0;
+    const double exchange =
+        step < furthest ? speed.latency_seconds + largest[step] * speed.seconds_per_byte : 0;
     exchanges += exchange;
     overlapped += std::max(exchange, workload.lockstep[step] * speed.seconds_per_pair);
   }

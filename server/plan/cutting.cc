@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/plan/ptrr.h"
+#include "server/plan/workload.h"
 
 namespace ringserve {
 namespace {
@@ -42,13 +43,30 @@ int64_t StripCount(const std::vector<std::vector<Band>>& bands, int64_t block) {
   return strips;
 }
 
-int64_t PieceCount(std::span<const int64_t> documents, int64_t length, int ranks) {
+// Pieces that per-document cuts one document into.
+int64_t PieceCount(int64_t document, int ranks, int64_t unit) {
+  const int64_t usual = 2 * static_cast<int64_t>(ranks);
+  return document < usual ? (document + unit - 1) / unit : usual;
+}
+
+int64_t PieceCount(std::span<const int64_t> documents, int64_t length, int ranks, int64_t unit) {
   int64_t pieces = 0;
   for (const int64_t document : documents) {
-    pieces += std::min<int64_t>(document, 2 * ranks);
+    pieces += PieceCount(document, ranks, unit);
     length -= document;
   }
-  return pieces + std::min<int64_t>(length, 2 * ranks);
+  return pieces + PieceCount(length, ranks, unit);
+}
+
+// Pairs of a query piece and a key piece of the same document, where a larger unit makes fewer.
+int64_t ShortPiecePairs(const v1::Mask& mask, int ranks, int64_t unit) {
+  const std::span<const int64_t> q = LengthsOf(mask, false), kv = LengthsOf(mask, true);
+  int64_t pairs = 0;
+  for (size_t i = 0; i < q.size(); ++i) {
+    if (std::min(q[i], kv[i]) >= 2 * static_cast<int64_t>(ranks)) continue;
+    pairs += PieceCount(q[i], ranks, unit) * PieceCount(kv[i], ranks, unit);
+  }
+  return pairs;
 }
 
 }  // namespace
@@ -102,10 +120,11 @@ int64_t Cutter::SizeOf(Way way, int ranks) const {
     return std::max(static_cast<int64_t>(bands_.size()) * (blocks + ranks), strips->second);
   }
   if (way != Way::kPerDocument) return 3 * static_cast<int64_t>(ranks);
+  const int64_t unit = PerDocumentUnit(ranks);
   int64_t q = 0, kv = 0;
   for (const v1::Mask& mask : spec_.masks()) {
-    q += PieceCount(LengthsOf(mask, false), spec_.q_len(), ranks) + ranks;
-    kv += PieceCount(LengthsOf(mask, true), spec_.kv_len(), ranks) + ranks;
+    q += PieceCount(LengthsOf(mask, false), spec_.q_len(), ranks, unit) + ranks;
+    kv += PieceCount(LengthsOf(mask, true), spec_.kv_len(), ranks, unit) + ranks;
   }
   return std::max({q, kv, 3 * static_cast<int64_t>(ranks)});
 }
@@ -127,11 +146,30 @@ int64_t Cutter::PtrrBlock(int ranks) const {
   return options_.ptrr_block() > 0 ? options_.ptrr_block() : DefaultPtrrBlock(spec_.q_len(), ranks);
 }
 
+bool Cutter::KeysAreAsQueries() const {
+  return spec_.q_len() == spec_.kv_len() &&
+         std::all_of(spec_.masks().begin(), spec_.masks().end(), [](const v1::Mask& mask) {
+           const v1::Documents& documents = mask.documents();
+           return documents.kv_lengths().empty() ||
+                  std::equal(documents.q_lengths().begin(), documents.q_lengths().end(),
+                             documents.kv_lengths().begin());
+         });
+}
+
+int64_t Cutter::PerDocumentUnit(int ranks) const {
+  for (int64_t unit = 1;; unit *= 2) {
+    int64_t pairs = 0;
+    for (const v1::Mask& mask : spec_.masks()) pairs += ShortPiecePairs(mask, ranks, unit);
+    if (pairs <= kMostPiecePairs || unit >= 2 * static_cast<int64_t>(ranks)) return unit;
+  }
+}
+
 SequenceLayout Cutter::PerDocument(int64_t length, bool keys, int ranks,
                                    const Weights& weights) const {
+  const int64_t unit = PerDocumentUnit(ranks);
   SequenceLayout layout;
   for (const v1::Mask& mask : spec_.masks())
-    layout.rows.push_back(PerDocumentRow(LengthsOf(mask, keys), length, ranks, weights));
+    layout.rows.push_back(PerDocumentRow(LengthsOf(mask, keys), length, ranks, weights, unit));
   if (layout.rows.empty()) layout.rows.push_back(PerDocumentRow({}, length, ranks, weights));
   return Collapsed(std::move(layout));
 }
@@ -163,9 +201,15 @@ Cutting Cutter::Cut(Way way, int ranks) {
     case Way::kHeadTail:
       return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, weights_),
               HeadTailLayout(kv_len, ranks)};
-    case Way::kPerDocument:
-      return {v1::BALANCER_PER_DOCUMENT, "per-document", PerDocument(q_len, false, ranks, weights_),
-              PerDocument(kv_len, true, ranks, {})};
+    case Way::kPerDocument: {
+      Cutting cutting{v1::BALANCER_PER_DOCUMENT,
+                      "per-document",
+                      PerDocument(q_len, false, ranks, weights_),
+                      {}};
+      cutting.kv =
+          KeysAreAsQueries() && weights_.empty() ? cutting.q : PerDocument(kv_len, true, ranks, {});
+      return cutting;
+    }
     case Way::kPtrr:
       break;
   }

@@ -51,6 +51,10 @@ class Cutter {
 
  private:
   int64_t PtrrBlock(int ranks) const;
+  bool KeysAreAsQueries() const;  // of the same length, in documents of the same lengths
+  // What PerDocumentRow takes as its unit: 1, or, where pieces of one position would make more than
+  // kMostPiecePairs pairs of pieces, the least power of two that does not.
+  int64_t PerDocumentUnit(int ranks) const;
   SequenceLayout PerDocument(int64_t length, bool keys, int ranks, const Weights& weights) const;
   SequenceLayout Ptrr(int64_t block, int ranks, const Weights& weights);
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <functional>
+#include <queue>
 #include <utility>
 
 namespace ringserve {
@@ -95,15 +97,62 @@ class WeightedDealer {
   std::vector<double> owed_;  // by rank: its share of what was dealt, less what it got
 };
 
-template <typename Dealer>
-void DealDocuments(std::span<const int64_t> documents, int64_t length, Dealer dealer) {
-  int64_t begin = 0;
-  for (const int64_t document : documents) {
-    if (document > 0) dealer.Deal(begin, document);
-    begin += document;
+// Short documents in pieces of about a unit, the first and the last of them together, and so on, as
+// head-tail does: to the rank that has least of them for its weight.
+class UnitDealer {
+ public:
+  UnitDealer(RowLayout& row, const Weights& weights, int64_t unit)
+      : row_(row), unit_(unit), pace_(row.size(), 1.0) {
+    if (!weights.empty()) {
+      pace_ = SharesOf(weights);
+      for (double& pace : pace_) pace = 1 / pace;
+    }
+    for (int rank = 0; rank < static_cast<int>(row.size()); ++rank) turns_.push({0, rank});
   }
+
+  void Deal(int64_t begin, int64_t length) {
+    const int64_t pieces = (length + unit_ - 1) / unit_;
+    std::vector<int> holders;  // of the first half, the middle included
+    for (int64_t head = 0; head < (pieces + 1) / 2; ++head) {
+      const int64_t tail = pieces - 1 - head;
+      auto [load, rank] = turns_.top();
+      turns_.pop();
+      holders.push_back(rank);
+      Give(begin, length, pieces, head, rank);
+      const int64_t positions = EvenPiece(length, pieces, head).size() +
+                                (tail > head ? EvenPiece(length, pieces, tail).size() : 0);
+      turns_.push({load + static_cast<double>(positions) * pace_[rank], rank});
+    }
+    for (int64_t tail = (pieces + 1) / 2; tail < pieces; ++tail)
+      Give(begin, length, pieces, tail, holders[pieces - 1 - tail]);
+  }
+
+ private:
+  using Turn = std::pair<double, int>;  // load for the weight, rank
+
+  void Give(int64_t begin, int64_t length, int64_t pieces, int64_t index, int rank) {
+    const Segment piece = EvenPiece(length, pieces, index);
+    AppendSegment(row_[rank], {begin + piece.begin, begin + piece.end});
+  }
+
+  RowLayout& row_;
+  const int64_t unit_;
+  std::vector<double> pace_;
+  std::priority_queue<Turn, std::vector<Turn>, std::greater<>> turns_;
+};
+
+template <typename Dealer>
+void DealDocuments(std::span<const int64_t> documents, int64_t length, int64_t short_length,
+                   UnitDealer short_dealer, Dealer dealer) {
+  int64_t begin = 0;
+  const auto deal = [&](int64_t document) {
+    if (document == 0) return;
+    document < short_length ? short_dealer.Deal(begin, document) : dealer.Deal(begin, document);
+    begin += document;
+  };
+  for (const int64_t document : documents) deal(document);
   assert(begin <= length);
-  if (begin < length) dealer.Deal(begin, length - begin);
+  deal(length - begin);
 }
 
 }  // namespace
@@ -180,14 +229,17 @@ SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights)
 }
 
 RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
-                         const Weights& weights) {
-  assert(length >= 1 && ranks >= 1);
+                         const Weights& weights, int64_t unit) {
+  assert(length >= 1 && ranks >= 1 && unit >= 1);
   assert(weights.empty() || weights.size() == static_cast<size_t>(ranks));
   RowLayout row(ranks);
+  const int64_t short_length = unit > 1 ? 2 * static_cast<int64_t>(ranks) : 0;
+  UnitDealer short_dealer(row, weights, unit);
   if (weights.empty()) {
-    DealDocuments(documents, length, EvenDealer(row));
+    DealDocuments(documents, length, short_length, std::move(short_dealer), EvenDealer(row));
   } else {
-    DealDocuments(documents, length, WeightedDealer(row, weights));
+    DealDocuments(documents, length, short_length, std::move(short_dealer),
+                  WeightedDealer(row, weights));
   }
   return row;
 }

@@ -63,8 +63,12 @@ SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights 
 // where a document does not divide, its longer pieces follow on those of the document before.
 // Positions past the documents (length - their sum >= 0) are cut like one more document. With
 // weights: pieces in proportion, and no rank's total is off its share by more than two positions.
+// `unit` > 1: documents shorter than 2W, which PyTorch never accepts, are cut into pieces of about
+// so many positions (no more; they differ by at most one) instead of one, the first and the last of
+// them for the same rank and so on, each two to the rank that has least of them for its weight;
+// then the ranks' totals differ by up to 2 units more.
 RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
-                         const Weights& weights = {});
+                         const Weights& weights = {}, int64_t unit = 1);
 
 // Continues `segments`: a segment that begins where the last one ends lengthens it; an empty one
 // changes nothing. Fewer segments are fewer tiles and fewer runs of bytes.

@@ -34,8 +34,7 @@ uint64_t LaidOutBytes(const v1::AttentionSpec& spec, uint64_t keys) {
 
 // Does the shard of `owner` pass through `rank` on the ring?
 bool Passes(const Workload& workload, int owner, int rank) {
-  const int distance = (rank - owner + workload.ranks) % workload.ranks;
-  return distance >= 1 && distance <= workload.reach[owner];
+  return owner != rank && workload.StepOf(rank, owner) <= workload.reach[owner];
 }
 
 }  // namespace

@@ -1,14 +1,11 @@
 #include "server/plan/position_index.h"
 
 #include <algorithm>
-#include <utility>
+#include <numeric>
 
 namespace ringserve {
 
 namespace {
-
-constexpr int64_t kWorthCounting = 4'096;
-constexpr int64_t kMostPositionsPerSegment = 8;
 
 template <typename Visit>
 void ForEachPlaced(const RowLayout& row, int rank, Visit visit) {
@@ -17,18 +14,6 @@ void ForEachPlaced(const RowLayout& row, int rank, Visit visit) {
     visit(Placed{rank, segment, local});
     local += segment.size();
   }
-}
-
-// Ascending, where the segments of all ranks begin at `begins` (1: one does).
-std::vector<Placed> Counted(const RowLayout& row, std::vector<int32_t> begins, int64_t size) {
-  int32_t before = 0;
-  for (int32_t& begin : begins) before += std::exchange(begin, before);
-  std::vector<Placed> sorted(size);
-  for (int rank = 0; rank < static_cast<int>(row.size()); ++rank) {
-    ForEachPlaced(row, rank,
-                  [&](const Placed& placed) { sorted[begins[placed.segment.begin]] = placed; });
-  }
-  return sorted;
 }
 
 }  // namespace
@@ -46,31 +31,44 @@ PositionIndex::PositionIndex(const RowLayout& row) {
     size += static_cast<int64_t>(segments.size());
     for (const Segment& segment : segments) length = std::max(length, segment.end);
   }
-  // Very many segments are very short ones: then a table by position is several times as fast as
-  // comparing.
-  if (size >= kWorthCounting && length <= kMostPositionsPerSegment * size) {
-    std::vector<int32_t> begins(length);
-    for (const std::vector<Segment>& segments : row) {
-      for (const Segment& segment : segments) begins[segment.begin] = 1;
-    }
-    segments_ = Counted(row, std::move(begins), size);
-    return;
+  // About one segment to a bucket, so that nothing is left to compare.
+  while (length >> shift_ > size) ++shift_;
+  before_.resize((length >> shift_) + 2);
+  for (const std::vector<Segment>& segments : row) {
+    for (const Segment& segment : segments) ++before_[(segment.begin >> shift_) + 1];
   }
-  segments_.reserve(size);
-  for (int rank = 0; rank < static_cast<int>(row.size()); ++rank)
-    ForEachPlaced(row, rank, [&](const Placed& placed) { segments_.push_back(placed); });
-  std::sort(segments_.begin(), segments_.end(),
-            [](const Placed& a, const Placed& b) { return a.segment.begin < b.segment.begin; });
+  std::partial_sum(before_.begin(), before_.end(), before_.begin());
+  std::vector<int64_t> next(before_.begin(), before_.end() - 1);
+  segments_.resize(size);
+  for (int rank = 0; rank < static_cast<int>(row.size()); ++rank) {
+    ForEachPlaced(row, rank, [&](const Placed& placed) {
+      segments_[next[placed.segment.begin >> shift_]++] = placed;
+    });
+  }
+  for (size_t bucket = 0; bucket + 1 < before_.size(); ++bucket) {
+    if (before_[bucket + 1] - before_[bucket] < 2) continue;
+    std::sort(segments_.begin() + before_[bucket], segments_.begin() + before_[bucket + 1],
+              [](const Placed& a, const Placed& b) { return a.segment.begin < b.segment.begin; });
+  }
+}
+
+int64_t PositionIndex::FirstFrom(int64_t position) const {
+  const int64_t buckets = static_cast<int64_t>(before_.size()) - 1;
+  const int64_t bucket = std::max<int64_t>(0, position) >> shift_;
+  if (bucket >= buckets) return before_.back();
+  const auto begin = segments_.begin() + before_[bucket];
+  const auto end = segments_.begin() + before_[bucket + 1];
+  return std::partition_point(
+             begin, end,
+             [position](const Placed& placed) { return placed.segment.begin < position; }) -
+         segments_.begin();
 }
 
 std::span<const Placed> PositionIndex::Overlapping(int64_t begin, int64_t end) const {
   if (begin >= end) return {};
-  const auto first =
-      std::partition_point(segments_.begin(), segments_.end(),
-                           [begin](const Placed& placed) { return placed.segment.end <= begin; });
-  const auto last = std::partition_point(
-      first, segments_.end(), [end](const Placed& placed) { return placed.segment.begin < end; });
-  return {first, last};
+  int64_t first = FirstFrom(begin);
+  if (first > 0 && segments_[first - 1].segment.end > begin) --first;
+  return {segments_.begin() + first, segments_.begin() + std::max(first, FirstFrom(end))};
 }
 
 }  // namespace ringserve

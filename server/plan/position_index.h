@@ -24,18 +24,27 @@ struct Placed {
 // The segments of one rank in its own order, placed.
 std::vector<Placed> PlacedSegments(const RowLayout& row, int rank);
 
-// One batch row's segments of all ranks, ascending by position. Building it costs O(n log n).
+// One batch row's segments of all ranks, ascending by position. Building it costs O(n) where they
+// are about as long as each other, else O(n log n).
 class PositionIndex {
  public:
   explicit PositionIndex(const RowLayout& row);
 
   const std::vector<Placed>& segments() const { return segments_; }
 
-  // Those that share a position with [begin, end), ascending; O(log n). Empty where begin >= end.
+  // Those that share a position with [begin, end), ascending; O(1) where segments are about as long
+  // as each other, else O(log n). Empty where begin >= end.
   std::span<const Placed> Overlapping(int64_t begin, int64_t end) const;
 
  private:
+  // The first segment that begins at `position` or later.
+  int64_t FirstFrom(int64_t position) const;
+
   std::vector<Placed> segments_;
+  // Positions in buckets of 2^shift_: by bucket, how many segments begin before it; and their
+  // number.
+  int shift_ = 0;
+  std::vector<int64_t> before_;
 };
 
 }  // namespace ringserve

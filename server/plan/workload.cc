@@ -133,10 +133,14 @@ class Survey {
   void MarkNeeds(int rank, std::vector<Interval>& seen) {
     std::sort(seen.begin(), seen.end(),
               [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+    uint8_t* const needs = &workload_.needs[static_cast<size_t>(rank) * workload_.ranks];
+    int64_t missing = std::count(needs, needs + workload_.ranks, 0);
     int64_t done = 0;
     for (const Interval& interval : seen) {
       for (const Placed& keys : kv_.Overlapping(std::max(done, interval.begin), interval.end)) {
-        workload_.needs[static_cast<size_t>(rank) * workload_.ranks + keys.rank] = true;
+        missing -= needs[keys.rank] == 0;
+        needs[keys.rank] = 1;
+        if (missing == 0) return;
       }
       done = std::max(done, interval.end);
     }
@@ -174,7 +178,7 @@ void BoundLockstep(const SequenceLayout& q, const SequenceLayout& kv, int64_t ba
       uint64_t pairs = 0;
       if (__builtin_mul_overflow(q_rows[rank] * kv_rows[owner], batch, &pairs))
         pairs = workload.work[rank];
-      uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
+      uint64_t& busiest = workload.lockstep[workload.StepOf(rank, owner)];
       busiest = std::max(busiest, Paced(std::min(pairs, workload.work[rank]), rank, pace));
     }
   }
@@ -188,7 +192,7 @@ void ExactLockstep(const std::vector<Survey>& surveys, std::span<const double> p
   for (const Survey& survey : surveys) survey.PairWork(pair_work);
   for (int rank = 0; rank < ranks; ++rank) {
     for (int owner = 0; owner < ranks; ++owner) {
-      uint64_t& busiest = workload.lockstep[(rank - owner + ranks) % ranks];
+      uint64_t& busiest = workload.lockstep[workload.StepOf(rank, owner)];
       busiest = std::max(busiest,
                          Paced(pair_work[static_cast<size_t>(rank) * ranks + owner], rank, pace));
     }
@@ -200,7 +204,7 @@ void FindReach(Workload& workload) {
   for (int rank = 0; rank < ranks; ++rank) {
     for (int owner = 0; owner < ranks; ++owner) {
       if (!workload.Needs(rank, owner)) continue;
-      workload.reach[owner] = std::max(workload.reach[owner], (rank - owner + ranks) % ranks);
+      workload.reach[owner] = std::max(workload.reach[owner], workload.StepOf(rank, owner));
     }
   }
 }

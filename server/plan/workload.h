@@ -22,14 +22,20 @@ struct Workload {
   std::vector<uint64_t> lockstep;  // by ring step: pairs of the busiest rank, times its pace
   bool lockstep_is_bound = false;  // an upper bound: exact would cost more than kMostPiecePairs
   uint64_t lockstep_total = 0;     // sum of `lockstep`, or a better bound
-  std::vector<bool>
-      needs;  // [rank * ranks + owner]: a pair of rank's queries and owner's keys is visible
+  // [rank * ranks + owner]: whether a pair of rank's queries and owner's keys is visible.
+  std::vector<uint8_t> needs;
   std::vector<int>
       reach;           // by owner: how many ranks up the ring the last one that needs its shard is
   int64_t pieces = 0;  // of the busiest rank: it has at most so many tiles
   int64_t piece_pairs = 0;  // of all ranks: what this computation cost
 
-  bool Needs(int rank, int owner) const { return needs[static_cast<size_t>(rank) * ranks + owner]; }
+  bool Needs(int rank, int owner) const {
+    return needs[static_cast<size_t>(rank) * ranks + owner] != 0;
+  }
+  // The step of the ring in which `rank` has the shard of `owner`.
+  int StepOf(int rank, int owner) const {
+    return rank >= owner ? rank - owner : rank - owner + ranks;
+  }
 };
 
 // `bands` as CompileMasks makes them. The visible pairs of all batch rows are at most 2^62. `pace`

@@ -199,6 +199,25 @@ TEST(Cutting, RefusesALayoutThatIsTooLargeBeforeItIsMade) {
             absl::StatusCode::kFailedPrecondition);
 }
 
+TEST(Cutting, CutsVeryManyShortDocumentsCoarser) {
+  constexpr int kRanks = 1'024;
+  const Packed packed({std::vector<int64_t>(1'000, 1'000)}, 1'000'000);
+  const v1::AttentionOptions options;
+  Cutter cutter(packed.spec, options, packed.bands);
+  const Cutting cutting = cutter.Cut(Way::kPerDocument, kRanks);
+  EXPECT_EQ(cutting.kv, cutting.q);
+  const Workload workload = MakeWorkload(cutting.q, cutting.kv, packed.bands, 1);
+  EXPECT_LE(workload.piece_pairs, kMostPiecePairs);
+  EXPECT_FALSE(workload.lockstep_is_bound);
+  const std::vector<int64_t> rows = RowsByRank(cutting.q);
+  EXPECT_LE(
+      *std::max_element(rows.begin(), rows.end()) - *std::min_element(rows.begin(), rows.end()),
+      32);
+  const std::vector<uint64_t>& work = workload.work;
+  EXPECT_LE(*std::max_element(work.begin(), work.end()),
+            1.1 * std::accumulate(work.begin(), work.end(), uint64_t{0}) / kRanks);
+}
+
 // Few blocks and few bands can still be very many pieces of bands: what is looked at is bounded,
 // not only what comes out.
 TEST(Cutting, RefusesBandsThatBlocksCutIntoTooManyPieces) {

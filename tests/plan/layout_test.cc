@@ -196,6 +196,35 @@ TEST(Layout, PerDocumentDealsAThousandDocumentsOfOneTokenEvenly) {
   }
 }
 
+TEST(Layout, PerDocumentCutsShortDocumentsByTheUnit) {
+  Random random(5);
+  for (int i = 0; i < 500; ++i) {
+    const int ranks = static_cast<int>(random.Between(1, 40));
+    const int64_t unit = random.Pick({2, 4, 16});
+    std::vector<int64_t> documents(random.Between(1, 60));
+    for (int64_t& document : documents)
+      document = random.Chance(0.8) ? random.Between(0, 2 * ranks) : random.Between(1, 300);
+    const int64_t length = std::accumulate(documents.begin(), documents.end(), int64_t{1});
+    SCOPED_TRACE("case " + std::to_string(i));
+    const RowLayout row = PerDocumentRow(documents, length, ranks, {}, unit);
+    ExpectWhole({{row}}, length);
+    const std::vector<int64_t> sizes = Sizes({{row}});
+    const auto [least, most] = std::minmax_element(sizes.begin(), sizes.end());
+    EXPECT_LE(*most - *least, 2 * unit + 1);
+    int64_t segments = 0, pieces = 0;
+    for (const std::vector<Segment>& of_rank : row) segments += of_rank.size();
+    for (int64_t document : documents)
+      pieces += document < 2 * ranks ? (document + unit - 1) / unit : 2 * ranks;
+    EXPECT_LE(segments, pieces + 1);
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Layout, PerDocumentWithAUnitIsPyTorchsWhereItAcceptsTheLengths) {
+  const std::vector<int64_t> documents = {16, 8, 40, 24};
+  EXPECT_EQ(PerDocumentRow(documents, 88, 4, {}, 16), PerDocumentRow(documents, 88, 4));
+}
+
 TEST(Layout, PerDocumentWithOneDocumentIsHeadTail) {
   for (int ranks = 1; ranks <= 5; ++ranks) {
     for (int64_t length = 1; length < 60; ++length) {
