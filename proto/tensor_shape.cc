@@ -53,6 +53,13 @@ TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec) {
       break;
     case v1::TENSOR_ID_LSE:
       return {spec.batch(), spec.q_heads(), spec.q_len(), LseElementBytes(spec.dtype())};
+    case v1::TENSOR_ID_BIAS:
+      return {spec.bias().per_batch() ? spec.batch() : 1,
+              spec.bias().per_head() ? spec.q_heads() : 1, spec.q_len(),
+              spec.kv_len() * (spec.bias().boolean() ? 1 : ElementBytes(spec.dtype()))};
+    case v1::TENSOR_ID_ALIBI_SLOPES:
+    case v1::TENSOR_ID_SINK_LOGITS:
+      return {1, 1, spec.q_heads(), sizeof(float)};
     default:
       assert(false && "no tensor of a request");
       return {};
@@ -60,6 +67,18 @@ TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec) {
   const int64_t element = ElementBytes(spec.dtype());
   if (IsHeadMajor(spec)) return {spec.batch(), heads, rows, dim * element};
   return {spec.batch(), 1, rows, heads * dim * element};
+}
+
+std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec) {
+  std::vector<v1::TensorId> tensors = {v1::TENSOR_ID_Q, v1::TENSOR_ID_K, v1::TENSOR_ID_V};
+  if (spec.has_bias()) tensors.push_back(v1::TENSOR_ID_BIAS);
+  if (spec.alibi_slopes()) tensors.push_back(v1::TENSOR_ID_ALIBI_SLOPES);
+  if (spec.sink_logits()) tensors.push_back(v1::TENSOR_ID_SINK_LOGITS);
+  return tensors;
+}
+
+bool ScoresByPosition(const v1::AttentionSpec& spec) {
+  return spec.has_bias() || spec.alibi_slopes();
 }
 
 std::string TensorName(v1::TensorId tensor) {

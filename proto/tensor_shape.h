@@ -1,18 +1,20 @@
 // How a tensor's bytes lie in memory and on the wire, whatever its layout: `planes` blocks, each of
-// `rows` sequence positions of `row_bytes` bytes. [B,H,S,D] has B*H planes, [B,S,H,D] has B.
+// `rows` sequence positions of `row_bytes` bytes. [B,H,S,D] has B*H planes, [B,S,H,D] has B. A bias
+// has the keys of a query as its row; what has one number for each head is one plane of such rows.
 //
 // This is the one place that knows what the two layouts mean for bytes.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "ringserve/v1/attention.pb.h"
 
 namespace ringserve {
 
 struct TensorShape {
-  int64_t batch = 0;             // B
+  int64_t batch = 0;             // B; of a bias, or what is per head, it may be 1
   int64_t planes_per_batch = 0;  // H for BHSD and lse, 1 for BSHD
   int64_t rows = 0;              // sequence positions
   int64_t row_bytes = 0;         // bytes of one position in one plane
@@ -35,9 +37,16 @@ int64_t ValueDim(const v1::AttentionSpec& spec);
 // scale, or 1 / sqrt(head_dim) where it is absent.
 double Scale(const v1::AttentionSpec& spec);
 
-// The whole tensor of a request. `spec` is valid (see ValidateHeader); `tensor` is Q, K, V, OUT or
-// LSE.
+// The whole tensor of a request. `spec` is valid (see ValidateHeader); `tensor` is Q, K, V, OUT,
+// LSE, BIAS, ALIBI_SLOPES or SINK_LOGITS, and one that the spec has.
 TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec);
+
+// What a request of `spec` uploads: Q, K, V, and those of BIAS, ALIBI_SLOPES and SINK_LOGITS that
+// it has.
+std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec);
+
+// Whether the scores of a pair depend on where in the request its query and key are.
+bool ScoresByPosition(const v1::AttentionSpec& spec);
 
 // "q", "k", "v", "out", "lse", "bias", ...; "tensor 99" for a number without a name.
 std::string TensorName(v1::TensorId tensor);

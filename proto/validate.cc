@@ -87,8 +87,10 @@ absl::Status CheckNoUnknownFields(const google::protobuf::Message& message) {
 // Every tensor, and all of them together.
 absl::Status CheckBytes(const v1::AttentionSpec& spec) {
   absl::uint128 total = 0;
-  for (const v1::TensorId tensor :
-       {v1::TENSOR_ID_Q, v1::TENSOR_ID_K, v1::TENSOR_ID_V, v1::TENSOR_ID_OUT, v1::TENSOR_ID_LSE}) {
+  std::vector<v1::TensorId> tensors = UploadsOf(spec);
+  for (const v1::TensorId result : {v1::TENSOR_ID_OUT, v1::TENSOR_ID_LSE})
+    tensors.push_back(result);
+  for (const v1::TensorId tensor : tensors) {
     const TensorShape shape = ShapeOf(tensor, spec);
     // Unchecked, the four factors could reach 2^137.
     absl::uint128 bytes = absl::uint128(shape.batch) * shape.planes_per_batch;
@@ -300,6 +302,15 @@ absl::Status CheckOptions(const v1::AttentionOptions& options) {
   return status.ok() ? CheckWeights(options) : status;
 }
 
+// What neither shows alone.
+absl::Status CheckTogether(const v1::AttentionSpec& spec, const v1::AttentionOptions& options) {
+  if (spec.has_bias() && options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
+    return Wrong("options.rotate", v1::RotateMethod_Name(options.rotate()),
+                 "must be another with spec.bias, whose rows stay with their queries' owner");
+  }
+  return absl::OkStatus();
+}
+
 // `options` passed CheckOptions.
 absl::Status CheckOptionsServed(const v1::AttentionOptions& options) {
   if (options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
@@ -347,6 +358,7 @@ absl::Status ValidateHeader(const v1::AttendHeader& header) {
   // What is wrong comes before what is not served: the caller has to mend it in any case.
   absl::Status status = CheckSpec(header.spec());
   if (status.ok()) status = CheckOptions(header.options());
+  if (status.ok()) status = CheckTogether(header.spec(), header.options());
   if (status.ok()) status = CheckRequestId(header.request_id());
   if (status.ok()) status = CheckSpecServed(header.spec());
   if (status.ok()) status = CheckOptionsServed(header.options());
@@ -357,6 +369,7 @@ absl::Status ValidateHeader(const v1::AttendHeader& header) {
 absl::Status ValidatePlanRequest(const v1::PlanRequest& request) {
   absl::Status status = CheckSpec(request.spec());
   if (status.ok()) status = CheckOptions(request.options());
+  if (status.ok()) status = CheckTogether(request.spec(), request.options());
   if (status.ok()) status = CheckSpecServed(request.spec());
   if (status.ok()) status = CheckOptionsServed(request.options());
   return status.ok() ? Within("request", CheckNoUnknownFields(request)) : status;

@@ -27,10 +27,12 @@ absl::Status ValidateSpec(const v1::AttentionSpec& spec);
 // attention.proto.
 absl::Status ValidateOptions(const v1::AttentionOptions& options);
 
-// Both, and request_id and session.
+// Both, what they contradict each other in (INVALID_ARGUMENT: a bias with pass-Q), and request_id
+// and session.
 absl::Status ValidateHeader(const v1::AttendHeader& header);
 
-// Both, and that the request has no field of a number that this server does not know.
+// Both, their contradictions, and that the request has no field of a number that this server does
+// not know.
 absl::Status ValidatePlanRequest(const v1::PlanRequest& request);
 
 }  // namespace ringserve

@@ -88,6 +88,19 @@ std::string Segments(const std::vector<Segment>& segments) {
   return text;
 }
 
+std::string Extras(const v1::AttentionSpec& spec) {
+  std::string text;
+  if (spec.has_bias()) {
+    const TensorShape bias = ShapeOf(v1::TENSOR_ID_BIAS, spec);
+    absl::StrAppend(&text, spec.bias().boolean() ? ", boolean bias [" : ", bias [", bias.batch,
+                    ", ", bias.planes_per_batch, ", ", spec.q_len(), ", ", spec.kv_len(), "] of ",
+                    Bytes(bias.bytes()));
+  }
+  if (spec.alibi_slopes()) absl::StrAppend(&text, ", ALiBi");
+  if (spec.sink_logits()) absl::StrAppend(&text, ", sink logits");
+  return text;
+}
+
 std::string Headline(const Plan& plan) {
   const v1::AttentionSpec& spec = plan.spec;
   std::string text =
@@ -95,7 +108,7 @@ std::string Headline(const Plan& plan) {
                    spec.q_len(), " x ", spec.q_heads(), " heads, keys ", spec.kv_len(), " x ",
                    spec.kv_heads(), " heads, head dim ", spec.head_dim());
   if (spec.value_dim() != spec.head_dim()) absl::StrAppend(&text, ", value dim ", spec.value_dim());
-  absl::StrAppend(&text, ", ", DTypeName(spec.dtype()), "\n");
+  absl::StrAppend(&text, ", ", DTypeName(spec.dtype()), Extras(spec), "\n");
   absl::StrAppend(&text, "plan        ", BalancerName(plan.options.balancer()), ", ",
                   RotateName(plan.options.rotate()), ", ", plan.ranks(),
                   plan.ranks() == 1 ? " worker" : " workers", "; imbalance ",

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
+#include <iterator>
 #include <tuple>
 
 #include "absl/strings/str_cat.h"
@@ -223,6 +225,30 @@ absl::StatusOr<std::vector<std::vector<Band>>> CompileMasks(const v1::AttentionS
     bands.push_back(*std::move(row));
   }
   return bands;
+}
+
+std::vector<std::vector<Alignment>> AlignmentsOf(const v1::AttentionSpec& spec) {
+  if (spec.masks().empty()) return {{{}}};
+  std::vector<std::vector<Alignment>> rows;
+  for (const v1::Mask& mask : spec.masks()) {
+    std::vector<Alignment> row;
+    ForEachFrame(mask, spec, [&](const Frame& frame) {
+      row.push_back({frame.q_begin, Diagonal(mask, frame)});
+    });
+    rows.push_back(std::move(row));
+  }
+  const bool same =
+      std::all_of(rows.begin(), rows.end(), [&](const auto& row) { return row == rows[0]; });
+  if (same) rows.resize(1);
+  return rows;
+}
+
+int64_t DiagonalAt(const std::vector<Alignment>& alignments, int64_t q) {
+  const auto after =
+      std::upper_bound(alignments.begin(), alignments.end(), q,
+                       [](int64_t at, const Alignment& next) { return at < next.q_begin; });
+  assert(after != alignments.begin());
+  return std::prev(after)->diagonal;
 }
 
 std::string DescribeMasks(const v1::AttentionSpec& spec) {

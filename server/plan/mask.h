@@ -26,6 +26,22 @@ inline constexpr int64_t kMostComparisons = 1 << 26;
 //   more than kMostComparisons; names the mask, the number and the limit.
 absl::StatusOr<std::vector<std::vector<Band>>> CompileMasks(const v1::AttentionSpec& spec);
 
+// Where the keys of a document lie beside its queries: the key at position p of query q is
+// q + diagonal.
+struct Alignment {
+  int64_t q_begin = 0;  // of the document's queries; they end where the next one's begin
+  int64_t diagonal = 0;
+
+  friend bool operator==(const Alignment&, const Alignment&) = default;
+};
+
+// By batch row, as CompileMasks: ascending, one for each document that has queries, or for all
+// queries. One list for all batch rows where all are the same. O(documents).
+std::vector<std::vector<Alignment>> AlignmentsOf(const v1::AttentionSpec& spec);
+
+// The diagonal at query `q`, which lies in a document.
+int64_t DiagonalAt(const std::vector<Alignment>& alignments, int64_t q);
+
 // For people: "full", "causal", "causal, q_offset 5", "causal, window 1023 left, all right, 4
 // sinks, 32 documents", "blocks of 128 x 128", "4 masks, one per batch row".
 std::string DescribeMasks(const v1::AttentionSpec& spec);

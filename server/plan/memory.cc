@@ -69,6 +69,20 @@ std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const Sequence
   return bytes;
 }
 
+std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLayout& q) {
+  uint64_t per_head = 0;
+  if (spec.alibi_slopes()) per_head += ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, spec).bytes();
+  if (spec.sink_logits()) per_head += ShapeOf(v1::TENSOR_ID_SINK_LOGITS, spec).bytes();
+  std::vector<uint64_t> bytes(q.ranks(), per_head);
+  if (!spec.has_bias()) return bytes;
+  const TensorShape bias = ShapeOf(v1::TENSOR_ID_BIAS, spec);
+  const uint64_t row_bytes = SaturatingMultiply(bias.planes_per_batch, bias.row_bytes);
+  const std::vector<uint64_t> rows = RowsHeld(q, q.shared() ? bias.batch : spec.batch());
+  for (int rank = 0; rank < q.ranks(); ++rank)
+    bytes[rank] = SaturatingAdd(bytes[rank], SaturatingMultiply(rows[rank], row_bytes));
+  return bytes;
+}
+
 std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
                                 const SequenceLayout& kv,
                                 const std::vector<std::vector<Band>>& bands,
@@ -93,6 +107,7 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
   const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
   const std::vector<uint64_t> kv_bytes = KvShardBytes(spec, kv);
+  const std::vector<uint64_t> extra_bytes = ExtraBytes(spec, q);
   std::vector<uint64_t> peak(workload.ranks);
   for (int rank = 0; rank < workload.ranks; ++rank) {
     uint64_t received = 0;
@@ -108,7 +123,8 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
     }
     peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
     for (uint64_t part :
-         {kv_bytes[rank], received, SaturatingMultiply(tile_keys, padded_key_bytes),
+         {kv_bytes[rank], extra_bytes[rank], received,
+          SaturatingMultiply(tile_keys, padded_key_bytes),
           narrow && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }

@@ -21,10 +21,16 @@ std::vector<uint64_t> RowsHeld(const SequenceLayout& layout, int64_t batch);
 // By rank: bytes of its K and V shard, which is what one transfer moves.
 std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv);
 
+// By rank: bytes of what it holds of a bias, ALiBi slopes and sink logits: the bias of its queries
+// beside all keys (one copy for each batch row that has a layout of its own), and all of the
+// others.
+std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
+
 // By rank, with e bytes per element, a per accumulated element (4; F64: 8), P = max(D, Dv), n and m
 // the rank's query and key rows over all batch rows, M the most key rows of a shard it computes on:
 //
 //   shards        n Hq D e + m Hkv (D + Dv) e
+//   extras        see ExtraBytes
 //   results       n Hq Dv e + n Hq a                      out and lse as they are sent
 //   accumulators  n Hq (Dv + 1) a
 //   receive       all-to-all: 2 x the largest shard that it receives; all-gather: all of them

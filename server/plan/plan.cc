@@ -36,6 +36,11 @@ std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate) {
   return {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER};
 }
 
+Tiling TilingOf(const v1::AttentionSpec& spec) {
+  return {.fuses = !ScoresByPosition(spec),
+          .per_batch_row = spec.alibi_slopes() && AlignmentsOf(spec).size() > 1};
+}
+
 struct Candidate {
   Cutting cutting;
   v1::RotateMethod rotate = v1::ROTATE_METHOD_UNSPECIFIED;
@@ -69,6 +74,7 @@ class Search {
         bands_(bands),
         total_work_(total_work),
         pace_(PaceOf(options)),
+        tiling_(TilingOf(spec)),
         cutter_(spec, options, bands) {}
 
   // Every cutting and rotate method that the options allow, over `ranks` workers, but for those
@@ -138,7 +144,7 @@ class Search {
 
   void Look(const Cutting& cutting) {
     const Workload workload =
-        MakeWorkload(cutting.q, cutting.kv, bands_, spec_.batch(), pace_, kMostPieces);
+        MakeWorkload(cutting.q, cutting.kv, bands_, spec_.batch(), pace_, tiling_, kMostPieces);
     effort_ += workload.piece_pairs + LayoutSize(cutting.q) + LayoutSize(cutting.kv);
     if (workload.pieces > kMostPieces) {
       for (v1::RotateMethod rotate : RotatesFor(options_.rotate()))
@@ -234,6 +240,7 @@ class Search {
   const std::vector<std::vector<Band>>& bands_;
   const uint64_t total_work_;
   const std::vector<double> pace_;
+  const Tiling tiling_;
   Cutter cutter_;
   std::optional<Candidate> best_;
   std::vector<Tried> tried_;
@@ -292,6 +299,7 @@ Plan ToPlan(const Search& search, const v1::AttentionSpec& spec,
   plan.q = best.cutting.q;
   plan.kv = best.cutting.kv;
   plan.bands = std::move(bands);
+  if (spec.alibi_slopes()) plan.alignments = AlignmentsOf(spec);
   plan.reach = best.reach;
   plan.work = best.work;
   plan.bytes_sent = best.cost.bytes_sent;

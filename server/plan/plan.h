@@ -12,6 +12,7 @@
 #include "ringserve/v1/attention.pb.h"
 #include "ringserve/v1/shard.pb.h"
 #include "server/plan/layout.h"
+#include "server/plan/mask.h"
 
 namespace ringserve {
 
@@ -28,7 +29,8 @@ struct Plan {
   SequenceLayout q;
   SequenceLayout kv;
   std::vector<std::vector<Band>>
-      bands;               // see CompileMasks; one list for all batch rows, or one per batch row
+      bands;  // see CompileMasks; one list for all batch rows, or one per batch row
+  std::vector<std::vector<Alignment>> alignments;  // likewise; empty without ALiBi slopes
   std::vector<int> reach;  // by owner: how many ranks up the ring its shard travels (all-to-all)
   std::vector<uint64_t> work;        // per rank: visible pairs over all batch rows
   std::vector<uint64_t> bytes_sent;  // per rank

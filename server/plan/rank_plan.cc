@@ -3,6 +3,7 @@
 #include <optional>
 #include <set>
 
+#include "proto/tensor_shape.h"
 #include "server/plan/band_tree.h"
 #include "server/plan/plan.h"
 #include "server/plan/position_index.h"
@@ -40,10 +41,11 @@ void AddPiece(const Band& piece, std::vector<Band>& pieces) {
   pieces.push_back(piece);
 }
 
-// What the bands of one batch row show to one rank's queries, by owner of the keys, in local rows.
-std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
-                                               const PositionIndex& kv, const BandTree& bands) {
-  std::map<int, std::vector<Band>> pieces;
+// visit(queries, keys, piece) for what the bands of one batch row show of each segment of keys to
+// each of one rank's segments of queries; the piece is in local rows.
+template <typename Visit>
+void ForEachPiece(const std::vector<Placed>& q, const PositionIndex& kv, const BandTree& bands,
+                  Visit visit) {
   for (const Placed& queries : q) {
     const int64_t begin = queries.segment.begin, end = queries.segment.end;
     bands.ForEachNearQueries(begin, end, [&](const Band& band) {
@@ -53,18 +55,49 @@ std::map<int, std::vector<Band>> PiecesByOwner(const std::vector<Placed>& q,
         const Band piece =
             Cut(strip, strip.q_begin, strip.q_end, keys.segment.begin, keys.segment.end);
         if (Empty(piece)) continue;
-        AddPiece(Shifted(piece, queries.local - begin, keys.local - keys.segment.begin),
-                 pieces[keys.rank]);
+        visit(queries, keys,
+              Shifted(piece, queries.local - begin, keys.local - keys.segment.begin));
       }
     });
   }
-  return pieces;
+}
+
+// Where scores depend on positions, a tile's rows and keys must follow each other in the request,
+// and lie in one document: no piece is put together with another.
+void AddPlacedTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
+                    const PositionIndex& kv, const BandTree& bands, TilesByOwner& tiles) {
+  const std::vector<Placed> q = PlacedSegments(plan.q.row(batch_row), rank);
+  ForEachPiece(q, kv, bands, [&](const Placed& queries, const Placed& keys, const Band& piece) {
+    const int64_t q_shift = queries.segment.begin - queries.local;
+    const int64_t k_shift = keys.segment.begin - keys.local;
+    int64_t diagonal = 0;
+    if (!plan.alignments.empty()) {
+      diagonal =
+          DiagonalAt(plan.alignments.size() == 1 ? plan.alignments[0] : plan.alignments[batch_row],
+                     piece.q_begin + q_shift);
+    }
+    for (const Band& band :
+         TilesOf({piece}, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(keys.rank, batch_row))) {
+      v1::Tile tile = ToTile(band, keys.rank, tile_batch_row);
+      tile.set_k_position(band.k_begin + k_shift);
+      tile.set_distance(band.q_begin + q_shift + diagonal - tile.k_position());
+      tiles[keys.rank].push_back(std::move(tile));
+    }
+  });
 }
 
 void AddTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
               const PositionIndex& kv, const BandTree& bands, TilesByOwner& tiles) {
+  if (ScoresByPosition(plan.spec)) {
+    AddPlacedTiles(plan, rank, batch_row, tile_batch_row, kv, bands, tiles);
+    return;
+  }
   const std::vector<Placed> q = PlacedSegments(plan.q.row(batch_row), rank);
-  for (const auto& [owner, pieces] : PiecesByOwner(q, kv, bands)) {
+  std::map<int, std::vector<Band>> pieces_of;  // by owner of the keys
+  ForEachPiece(q, kv, bands, [&](const Placed&, const Placed& keys, const Band& piece) {
+    AddPiece(piece, pieces_of[keys.rank]);
+  });
+  for (const auto& [owner, pieces] : pieces_of) {
     for (const Band& tile :
          TilesOf(pieces, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(owner, batch_row))) {
       tiles[owner].push_back(ToTile(tile, owner, tile_batch_row));
@@ -78,7 +111,7 @@ TilesByOwner TilesOfRank(const Plan& plan, int rank) {
   TilesByOwner tiles;
   const PositionIndex first_kv(plan.kv.rows[0]);
   const BandTree first_bands(plan.bands[0]);
-  if (plan.q.shared() && plan.kv.shared() && SharedBands(plan)) {
+  if (plan.q.shared() && plan.kv.shared() && SharedBands(plan) && plan.alignments.size() <= 1) {
     AddTiles(plan, rank, 0, -1, first_kv, first_bands, tiles);
     return tiles;
   }
@@ -179,6 +212,7 @@ v1::Assignment AssignmentFor(const Plan& plan, int rank) {
   *assignment.mutable_spec() = plan.spec;
   assignment.mutable_spec()->clear_masks();
   assignment.set_return_lse(plan.options.return_lse());
+  assignment.set_lse_without_sinks(plan.options.lse_without_sinks());
   for (size_t b = 0; b < plan.q.rows.size(); ++b) assignment.add_q_rows(plan.q.RowsOf(rank, b));
   for (int owner = 0; owner < plan.ranks(); ++owner) {
     v1::KvShard* shard = assignment.add_kv_shards();

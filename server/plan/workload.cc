@@ -45,8 +45,9 @@ struct Interval {
 // One layout of queries and keys with all the batch rows that share it.
 class Survey {
  public:
-  Survey(const RowLayout& q, const RowLayout& kv, std::vector<RowGroup> groups, Workload& workload)
-      : q_(q), kv_(kv), groups_(std::move(groups)), workload_(workload) {
+  Survey(const RowLayout& q, const RowLayout& kv, std::vector<RowGroup> groups, Tiling tiling,
+         Workload& workload)
+      : q_(q), kv_(kv), groups_(std::move(groups)), tiling_(tiling), workload_(workload) {
     for (const RowGroup& group : groups_) trees_.emplace_back(*group.bands);
   }
 
@@ -58,7 +59,7 @@ class Survey {
       ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
         workload_.work[rank] += Area(strip) * rows;
         workload_.piece_pairs += kv_.Overlapping(strip.k_begin, strip.k_end).size();
-        pieces[rank] += TilesAtMost(strip) * (groups_.size() == 1 ? 1 : rows);
+        pieces[rank] += TilesAtMost(strip) * (OneForAllRows() ? 1 : rows);
         seen.push_back({strip.k_begin, strip.k_end});
       });
     };
@@ -100,9 +101,11 @@ class Survey {
   }
 
  private:
+  bool OneForAllRows() const { return groups_.size() == 1 && !tiling_.per_batch_row; }
+
   // The most tiles that a strip becomes (see TilesOf). Keys that all its queries see are one run in
-  // the shard of each owner, whose positions ascend; each segment of the others is a tile of its
-  // own, and adds two to those of a window.
+  // the shard of each owner, whose positions ascend, where runs are fused; each segment of the
+  // others is a tile of its own, and adds two to those of a window.
   int64_t TilesAtMost(const Band& strip) const {
     if (strip.lo != Band::kUnboundedLo) {
       const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
@@ -113,7 +116,7 @@ class Survey {
                                 : std::min(strip.k_end, strip.q_begin + strip.hi);
     const int64_t runs = kv_.Overlapping(strip.k_begin, all_see).size();
     const int64_t cut = kv_.Overlapping(all_see, strip.k_end).size();
-    return std::min<int64_t>(runs, workload_.ranks) + cut;
+    return (tiling_.fuses ? std::min<int64_t>(runs, workload_.ranks) : runs) + cut;
   }
 
   // What each band shows to one segment of queries: visit(band cut to it, batch rows).
@@ -150,6 +153,7 @@ class Survey {
   PositionIndex kv_;
   std::vector<RowGroup> groups_;
   std::vector<BandTree> trees_;
+  const Tiling tiling_;
   Workload& workload_;
 };
 
@@ -213,7 +217,7 @@ void FindReach(Workload& workload) {
 
 Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
                       const std::vector<std::vector<Band>>& bands, int64_t batch,
-                      std::span<const double> pace, int64_t most_pieces) {
+                      std::span<const double> pace, Tiling tiling, int64_t most_pieces) {
   Workload workload;
   workload.ranks = q.ranks();
   workload.work.resize(workload.ranks);
@@ -223,11 +227,11 @@ Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
 
   std::vector<Survey> surveys;
   if (q.shared() && kv.shared()) {
-    surveys.emplace_back(q.rows[0], kv.rows[0], GroupRows(bands, batch), workload);
+    surveys.emplace_back(q.rows[0], kv.rows[0], GroupRows(bands, batch), tiling, workload);
   } else {
     for (int64_t b = 0; b < batch; ++b) {
       const std::vector<Band>& row = bands.size() == 1 ? bands[0] : bands[b];
-      surveys.emplace_back(q.row(b), kv.row(b), std::vector<RowGroup>{{&row, 1}}, workload);
+      surveys.emplace_back(q.row(b), kv.row(b), std::vector<RowGroup>{{&row, 1}}, tiling, workload);
     }
   }
   std::vector<int64_t> pieces(workload.ranks);

@@ -38,6 +38,12 @@ struct Workload {
   }
 };
 
+// How tiles are made of what is visible; see AddTiles of rank_plan.cc.
+struct Tiling {
+  bool fuses = true;           // pieces of several segments may be one tile
+  bool per_batch_row = false;  // batch rows that see the same have tiles of their own, too
+};
+
 // `bands` as CompileMasks makes them. The visible pairs of all batch rows are at most 2^62. `pace`
 // by rank, or empty, all 1: how much longer than on an average worker the same work takes.
 // O(segments x bands near them + visible piece pairs), or without the latter where they are too
@@ -45,7 +51,7 @@ struct Workload {
 // (more than that) means anything.
 Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
                       const std::vector<std::vector<Band>>& bands, int64_t batch,
-                      std::span<const double> pace = {},
+                      std::span<const double> pace = {}, Tiling tiling = {},
                       int64_t most_pieces = std::numeric_limits<int64_t>::max());
 
 }  // namespace ringserve

@@ -78,6 +78,41 @@ TEST(TensorShape, BytesReachTheLimitWithoutOverflow) {
   EXPECT_EQ(ShapeOf(v1::TENSOR_ID_Q, spec).bytes(), uint64_t{1} << 61);
 }
 
+TEST(TensorShape, OfABiasHasTheKeysOfAQueryAsItsRow) {
+  v1::AttentionSpec spec;
+  spec.set_batch(3);
+  spec.set_q_heads(8);
+  spec.set_q_len(20);
+  spec.set_kv_len(30);
+  spec.set_dtype(v1::DTYPE_BF16);
+  for (const v1::TensorLayout layout : {v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}) {
+    spec.set_tensor_layout(layout);
+    spec.mutable_bias()->Clear();
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_BIAS, spec), (TensorShape{1, 1, 20, 60}));
+    spec.mutable_bias()->set_per_batch(true);
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_BIAS, spec), (TensorShape{3, 1, 20, 60}));
+    spec.mutable_bias()->set_per_head(true);
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_BIAS, spec), (TensorShape{3, 8, 20, 60}));
+    spec.mutable_bias()->set_boolean(true);
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_BIAS, spec), (TensorShape{3, 8, 20, 30}));
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, spec), (TensorShape{1, 1, 8, 4}));
+    EXPECT_EQ(ShapeOf(v1::TENSOR_ID_SINK_LOGITS, spec), (TensorShape{1, 1, 8, 4}));
+  }
+}
+
+TEST(TensorShape, UploadsAreThoseThatTheSpecHas) {
+  v1::AttentionSpec spec;
+  EXPECT_EQ(UploadsOf(spec), (std::vector{v1::TENSOR_ID_Q, v1::TENSOR_ID_K, v1::TENSOR_ID_V}));
+  spec.set_sink_logits(true);
+  EXPECT_FALSE(ScoresByPosition(spec));
+  spec.set_alibi_slopes(true);
+  EXPECT_TRUE(ScoresByPosition(spec));
+  spec.mutable_bias();
+  EXPECT_EQ(UploadsOf(spec),
+            (std::vector{v1::TENSOR_ID_Q, v1::TENSOR_ID_K, v1::TENSOR_ID_V, v1::TENSOR_ID_BIAS,
+                         v1::TENSOR_ID_ALIBI_SLOPES, v1::TENSOR_ID_SINK_LOGITS}));
+}
+
 TEST(TensorShape, ValueDimAndScaleHaveDefaults) {
   v1::AttentionSpec spec;
   spec.set_head_dim(64);

@@ -277,6 +277,37 @@ TEST(Validate, RefusesDimsWhoseProductOverflows) {
                   "spec's dims make lse and the tensors before it larger than 2^62 bytes"}});
 }
 
+// 2^20 x 2^9 x 2^17 x 2^16 x 4 bytes.
+TEST(Validate, CountsABiasAmongTheTensors) {
+  const auto ask = [](bool per_batch, bool boolean) {
+    return [=](v1::AttendHeader& header) {
+      v1::AttentionSpec& spec = *header.mutable_spec();
+      spec.set_batch(1 << 20);
+      spec.set_q_heads(1 << 9);
+      spec.set_kv_heads(1);
+      spec.set_q_len(1 << 17);
+      spec.set_kv_len(1 << 16);
+      spec.set_head_dim(1);
+      spec.mutable_bias()->set_per_batch(per_batch);
+      spec.mutable_bias()->set_per_head(true);
+      spec.mutable_bias()->set_boolean(boolean);
+    };
+  };
+  const char* const words = "spec's dims make bias and the tensors before it larger";
+  ExpectInvalid({{ask(true, false), words}, {ask(true, true), words}});
+  v1::AttendHeader header = ValidHeader();
+  ask(false, false)(header);
+  EXPECT_NE(ValidateHeader(header).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Validate, RefusesABiasWithQueriesThatTravel) {
+  ExpectInvalid({{[](auto& header) {
+                    header.mutable_spec()->mutable_bias();
+                    header.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q);
+                  },
+                  "options.rotate is ROTATE_METHOD_PASS_Q: must be another with spec.bias"}});
+}
+
 TEST(Validate, RefusesRequestIdsThatWouldSpoilALog) {
   ExpectInvalid({
       {[](auto& header) { header.set_request_id(std::string(129, 'x')); },

@@ -46,6 +46,20 @@ std::string Case::ToString() const {
                       options.ShortDebugString(), "} gain ", gain);
 }
 
+void AddRandomExtras(Case& c) {
+  Random random(c.seed + 1'000'000'007);
+  const int64_t which = random.Between(1, 7);
+  if (which & 1) {
+    c.spec.mutable_bias()->set_boolean(random.Chance(0.4));
+    c.spec.mutable_bias()->set_per_batch(random.Chance(0.5));
+    c.spec.mutable_bias()->set_per_head(random.Chance(0.5));
+    if (c.options.rotate() == v1::ROTATE_METHOD_PASS_Q) c.options.clear_rotate();
+  }
+  c.spec.set_alibi_slopes((which & 2) != 0);
+  c.spec.set_sink_logits((which & 4) != 0);
+  c.options.set_lse_without_sinks(random.Chance(0.3));
+}
+
 Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows) {
   Random random(seed);
   Case c;

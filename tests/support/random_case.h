@@ -18,6 +18,9 @@ struct Case {
   std::string ToString() const;
 };
 
+// Bias, ALiBi slopes and sink logits: at least one of them.
+void AddRandomExtras(Case& c);
+
 // Lengths up to `most_rows`, fewer tokens than workers included; `workers` of 0 to `most_workers`.
 Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows);
 
