@@ -1,0 +1,250 @@
+"""One request: checked, its header made, its results' place prepared. Sends nothing; both clients do that with it."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from . import _protocol, results
+from ._tensors import Tensor, tensor_of
+from ._wire import Answer, upload_messages
+from .errors import DeadlineExceededError, InvalidArgumentError, RingserveError, UnavailableError
+from .masks import Mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_LONGEST_DEADLINE = 365 * 24 * 3600.0
+_LONGEST_REQUEST_ID = 128
+_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The dims of a request, for a dry run without tensors. `dtype`: f32, f64, bf16, f16; `layout`: bhsd, bshd."""
+
+    q_heads: int
+    q_len: int
+    head_dim: int
+    batch: int = 1
+    kv_heads: int | None = None  # None: as q_heads
+    kv_len: int | None = None  # None: as q_len
+    value_dim: int | None = None  # None: as head_dim
+    dtype: str = "f32"
+    layout: str = "bhsd"
+
+    @staticmethod
+    def of(q: Any, k: Any, v: Any, *, layout: str = "bhsd", dtype: str | None = None) -> Spec:
+        """The dims of these tensors. `dtype="bf16"`: arrays of uint16 hold the bits of bf16."""
+        return _spec_of(*_tensors(q, k, v, dtype), layout)
+
+
+class Options(TypedDict, total=False):
+    """Which attention is computed and how."""
+
+    mask: Mask | Sequence[Mask] | None  # one for all batch rows, or one each; None: full
+    scale: float | None  # None: 1 / sqrt(head_dim)
+    balancer: str  # auto, contiguous, head-tail, per-document, ptrr
+    rotate: str  # auto, all-to-all, all-gather, pass-q
+    workers: int  # 0: the planner chooses
+    worker_weights: Sequence[float]
+    ptrr_block: int
+    ptrr_count_blocks: bool
+    return_lse: bool
+
+
+class AttendOptions(Options, total=False):
+    """Options, and how the call is made."""
+
+    layout: str  # bhsd, bshd: the order of the tensors' dimensions
+    dtype: str | None  # "bf16": arrays of uint16 hold the bits of bf16
+    sink_logits: Any  # [Hq], f32: learned sinks
+    alibi_slopes: Any  # [Hq], f32
+    lse_without_sinks: bool
+    deadline: float  # seconds for all attempts together, default 600
+    max_attempts: int  # default 5; 1: no retry
+    request_id: str  # for the server's logs
+    on_retry: Callable[[int, RingserveError], None]  # before each further attempt: its number, and why
+
+
+def _tensors(q: Any, k: Any, v: Any, dtype: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    if dtype not in (None, "bf16"):
+        raise InvalidArgumentError(f'dtype is "{dtype}": only "bf16" can be said of uint16; tensors say their own else')
+    found = tuple(tensor_of(name, value, dtype == "bf16") for name, value in (("q", q), ("k", k), ("v", v)))
+    for tensor in found:
+        if len(tensor.shape) != 4:
+            raise InvalidArgumentError(f"{tensor.name} has shape {tensor.shape}: must have 4 dimensions")
+        if tensor.dtype != found[0].dtype:
+            raise InvalidArgumentError(f"{tensor.name} is {tensor.dtype}, q is {found[0].dtype}: must be the same")
+    return found  # type: ignore[return-value]
+
+
+def _spec_of(q: Tensor, k: Tensor, v: Tensor, layout: str) -> Spec:
+    if layout not in ("bhsd", "bshd"):
+        raise InvalidArgumentError(f'layout is "{layout}": must be bhsd or bshd')
+    heads, length = (1, 2) if layout == "bhsd" else (2, 1)
+    for a, b, dim, what in ((k, q, 0, "batch rows"), (v, q, 0, "batch rows"), (v, k, heads, "heads"),
+                            (v, k, length, "positions"), (k, q, 3, "elements a head")):
+        if a.shape[dim] != b.shape[dim]:
+            raise InvalidArgumentError(f"{a.name} has shape {a.shape} and {b.name} {b.shape} ({layout}): {what} differ")
+    return Spec(batch=q.shape[0], q_heads=q.shape[heads], kv_heads=k.shape[heads], q_len=q.shape[length],
+                kv_len=k.shape[length], head_dim=q.shape[3], value_dim=v.shape[3], dtype=q.dtype, layout=layout)
+
+
+def _number(what: str, name: str, names: _protocol.Enum) -> int:
+    number = names.number(name)
+    if number is None:
+        raise InvalidArgumentError(f'{what} is "{name}": must be one of {", ".join(names.names())}')
+    return number
+
+
+def _fill(message: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        try:
+            setattr(message, name, value)
+        except (TypeError, ValueError) as error:  # out of the field's range, or no number
+            raise InvalidArgumentError(f"{name} is {value!r}: {error}") from error
+
+
+def _fill_header(message: Any, spec: Spec, mask: Mask | Sequence[Mask] | None = None, scale: float | None = None,
+                 balancer: str = "auto", rotate: str = "auto", workers: int = 0, worker_weights: Sequence[float] = (),
+                 ptrr_block: int = 0, ptrr_count_blocks: bool = False, return_lse: bool = False,
+                 lse_without_sinks: bool = False) -> None:
+    """Fills `spec` and `options` of a message that has them."""
+    _fill(message.spec, {
+        "batch": spec.batch, "q_heads": spec.q_heads, "q_len": spec.q_len, "head_dim": spec.head_dim,
+        "kv_heads": spec.q_heads if spec.kv_heads is None else spec.kv_heads,
+        "kv_len": spec.q_len if spec.kv_len is None else spec.kv_len,
+        "value_dim": spec.head_dim if spec.value_dim is None else spec.value_dim,
+        "dtype": _number("dtype", spec.dtype, _protocol.DType),
+        "tensor_layout": _number("layout", spec.layout, _protocol.TensorLayout)})
+    if scale is not None:
+        _fill(message.spec, {"scale": scale})
+    for one in [mask] if isinstance(mask, Mask) else mask or ():
+        message.spec.masks.append(one.to_message())
+    _fill(message.options, {
+        "balancer": _number("balancer", balancer, _protocol.Balancer),
+        "rotate": _number("rotate", rotate, _protocol.RotateMethod),
+        "workers": workers, "ptrr_block": ptrr_block, "ptrr_count_blocks": ptrr_count_blocks, "return_lse": return_lse,
+        "lse_without_sinks": lse_without_sinks})
+    try:
+        message.options.worker_weights.extend(worker_weights)
+    except TypeError as error:
+        raise InvalidArgumentError(f"worker_weights are {worker_weights!r}: {error}") from error
+
+
+def plan_request(spec: Spec, **options: Unpack[Options]) -> Any:
+    """The PlanRequest message."""
+    request = _protocol.PlanRequest()
+    _fill_header(request, spec, **options)
+    return request
+
+
+class AttendRequest:
+    """One call of attend: what is sent in each attempt, where the answer goes, and whether to try again."""
+
+    def __init__(self, q: Any, k: Any, v: Any, *, layout: str = "bhsd", dtype: str | None = None,
+                 sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0, max_attempts: int = 5,
+                 request_id: str = "", on_retry: Callable[[int, RingserveError], None] | None = None,
+                 **options: Any) -> None:
+        if not 0 < deadline <= _LONGEST_DEADLINE:
+            raise InvalidArgumentError(f"deadline is {deadline} s: must be above 0 and at most {_LONGEST_DEADLINE:.0f}")
+        if max_attempts < 1:
+            raise InvalidArgumentError(f"max_attempts is {max_attempts}: must be at least 1")
+        tensors = _tensors(q, k, v, dtype)
+        self._spec = _spec_of(*tensors, layout)
+        self._header = _protocol.AttendRequest()
+        _fill_header(self._header.header, self._spec, **options)
+        self._uploads = [(_id(tensor.name), tensor.bytes()) for tensor in tensors]
+        for name, extra in (("alibi_slopes", alibi_slopes), ("sink_logits", sink_logits)):
+            if extra is not None:
+                _fill(self._header.header.spec, {name: True})
+                self._uploads.append((_id(name), self._per_head(name, extra)))
+        self._tensors = tensors
+        self._return_lse = bool(options.get("return_lse", False))
+        self._request_id = request_id
+        self._deadline, self._end = deadline, time.monotonic() + deadline
+        self._max_attempts, self._on_retry = max_attempts, on_retry
+        self._accepted = False  # in some attempt
+        self._prepare_outputs(layout)
+        self.attempt = 1
+        self.connected = False  # in this attempt
+
+    def _per_head(self, name: str, value: Any) -> memoryview:
+        tensor = tensor_of(name, value)
+        if tensor.shape != (self._spec.q_heads,) or tensor.dtype != "f32":
+            raise InvalidArgumentError(f"{name} is {tensor.dtype} of shape {tensor.shape}: must be f32 of shape "
+                                       f"({self._spec.q_heads},)")
+        return tensor.bytes()
+
+    def _prepare_outputs(self, layout: str) -> None:
+        q, _, v = self._tensors
+        self._out, view = q.new((*q.shape[:3], v.shape[3]), q.dtype)
+        self._outputs = [(_id("out"), view)]
+        self._lse = None
+        if self._return_lse:
+            shape = (self._spec.batch, self._spec.q_heads, self._spec.q_len)
+            self._lse, view = q.new(shape, "f64" if q.dtype == "f64" else "f32")
+            self._outputs.append((_id("lse"), view))
+
+    def remaining(self) -> float:
+        """Seconds until the deadline, at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    def header(self) -> bytes:
+        """The first message of this attempt."""
+        request_id = self._request_id
+        if request_id and self.attempt > 1:  # a second request: the server's logs must not mix them
+            suffix = f"-retry{self.attempt - 1}"
+            request_id = request_id[:_LONGEST_REQUEST_ID - len(suffix)] + suffix
+        _fill(self._header.header, {"request_id": request_id})
+        encoded: bytes = self._header.SerializeToString()
+        return encoded
+
+    def messages(self) -> Any:
+        """What is sent, message by message."""
+        self.connected = False
+        yield self.header()
+        self.connected = True  # or nobody would ask for more
+        yield from upload_messages(self._uploads)
+
+    def answer(self) -> Answer:
+        """A new one for each attempt."""
+        return Answer(self._outputs)
+
+    def delay_after(self, error: RingserveError, answer: Answer) -> float:
+        """Seconds to wait before the next attempt, which is then the current one; raises where none is due."""
+        error.attempts = self.attempt
+        self._accepted = self._accepted or answer.accepted
+        if self.remaining() == 0:
+            late = DeadlineExceededError(f"no answer within {self._deadline} s, in attempt {self.attempt}: {error}")
+            late.attempts = self.attempt
+            raise late from error
+        backoff = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(self.attempt - 1, 10))
+        if error.retry_after is not None:
+            # The server's word counts; but one that keeps failing gets more time each round.
+            delay = max(error.retry_after, 0 if self.attempt == 1 else backoff / 2)
+        elif self._accepted and isinstance(error, UnavailableError):
+            delay = backoff
+        else:
+            raise error
+        if self.attempt == self._max_attempts or delay >= self.remaining():
+            raise error
+        self.attempt += 1
+        if self._on_retry is not None:
+            self._on_retry(self.attempt, error)
+        return delay
+
+    def result(self, answer: Answer) -> results.AttendResult:
+        """After the server ended with OK."""
+        statistics = results.statistics(answer.finish())
+        q = self._tensors[0]
+        return results.AttendResult(q.restored(self._out), None if self._lse is None else q.restored(self._lse),
+                                    statistics, self.attempt)
+
+
+def _id(name: str) -> int:
+    number = _protocol.TensorId.number(name.replace("_", "-"))
+    assert number is not None, name
+    return number

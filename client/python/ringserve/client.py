@@ -1,0 +1,130 @@
+"""The blocking client."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from . import _channel, _protocol, results
+from ._request import AttendRequest, Spec, plan_request
+from ._wire import Answer
+from .errors import RingserveError, UnavailableError, from_grpc
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._request import AttendOptions, Options
+
+
+class Client:
+    """A connection to a ringserve cluster. Threads may share it; calls may run side by side.
+
+    `server`: HOST:PORT or unix:PATH. `tls_*`: PEM files; `tls_ca` alone: TLS without a client certificate. Connects on
+    first use. Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, server: str = "127.0.0.1:7070", *, tls_ca: str | os.PathLike[str] | None = None,
+                 tls_cert: str | os.PathLike[str] | None = None, tls_key: str | os.PathLike[str] | None = None,
+                 connect_timeout: float = 5.0) -> None:
+        _channel.check(server, connect_timeout)
+        self.server = server
+        self._connect_timeout = connect_timeout
+        self._credentials = _channel.credentials(tls_ca, tls_cert, tls_key)
+        self._lock = threading.Lock()
+        self._channels = [self._new_channel()]  # the last is in use; calls may still run on those before
+
+    def _new_channel(self) -> Any:
+        options = _channel.options(self._connect_timeout)
+        if self._credentials is None:
+            return grpc.insecure_channel(self.server, options)
+        return grpc.secure_channel(self.server, self._credentials, options)
+
+    def _replace(self, channel: Any) -> None:
+        """The connection broke, or belongs to a server that goes away: further calls get another."""
+        with self._lock:
+            if self._channels[-1] is channel:
+                self._channels.append(self._new_channel())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and cancels what runs."""
+        with self._lock:
+            for channel in self._channels:
+                channel.close()
+
+    def attend(self, q: Any, k: Any, v: Any, **options: Unpack[AttendOptions]) -> results.AttendResult:
+        """Attention of q [B, Hq, Tq, D] over k [B, Hkv, Tk, D] and v [B, Hkv, Tk, Dv], of numpy or PyTorch.
+
+        Options: mask, scale, layout ("bhsd"; "bshd"), return_lse, balancer, rotate, workers, worker_weights,
+        ptrr_block, ptrr_count_blocks, dtype ("bf16" where uint16 of numpy holds it), sink_logits, alibi_slopes,
+        lse_without_sinks, deadline (600 seconds, for all attempts), max_attempts (5), request_id, on_retry.
+
+        A lost worker or a full queue is tried again; anything else, or the last attempt's error, is raised as the
+        RingserveError of its status. Tensors must not change before it returns. PyTorch tensors that require a
+        gradient are refused: there is no backward.
+        """
+        request = AttendRequest(q, k, v, **options)
+        while True:
+            answer, channel = request.answer(), self._channels[-1]
+            try:
+                self._run(channel, request, answer)
+                return request.result(answer)
+            except RingserveError as error:
+                if isinstance(error, UnavailableError):
+                    self._replace(channel)
+                delay = request.delay_after(error, answer)
+            time.sleep(delay)
+
+    def plan(self, spec: Spec, **options: Unpack[Options]) -> results.DryRun:
+        """What `attend` would do with a request of these dims: nothing is computed. Spec.of(q, k, v) has theirs."""
+        return results.dry_run(self._ask(_protocol.PLAN, plan_request(spec, **options), _protocol.PlanResponse))
+
+    def status(self) -> results.ClusterStatus:
+        """What the cluster is and does now."""
+        return results.cluster_status(self._ask(_protocol.GET_CLUSTER, _protocol.GetClusterRequest(), _protocol.GetClusterResponse))
+
+    def _run(self, channel: Any, request: AttendRequest, answer: Answer) -> None:
+        # A connection that was there a moment ago may come back (a coordinator that restarts): then it is awaited.
+        patient = request.attempt > 1
+        call = channel.stream_stream(_protocol.ATTEND)(request.messages(), timeout=request.remaining(),
+                                                       wait_for_ready=patient)
+        lonely = threading.Event()
+
+        def give_up() -> None:
+            if not request.connected:
+                lonely.set()
+                call.cancel()
+
+        watch = threading.Timer(self._connect_timeout, give_up) if patient else None
+        try:
+            if watch is not None:
+                watch.start()
+            for message in call:
+                answer.receive(message)
+        except grpc.RpcError as error:
+            if lonely.is_set():
+                raise UnavailableError(f"no connection to {self.server} within {self._connect_timeout} s") from error
+            raise from_grpc(error) from error
+        finally:
+            call.cancel()  # of no effect where it has ended
+            if watch is not None:
+                watch.cancel()
+
+    def _ask(self, method: str, query: Any, answer: Any) -> Any:
+        channel = self._channels[-1]
+        ask = channel.unary_unary(method, query.__class__.SerializeToString, answer.FromString)
+        try:
+            return ask(query, timeout=_channel.CONTROL_DEADLINE)
+        except grpc.RpcError as error:
+            converted = from_grpc(error)
+            if isinstance(converted, UnavailableError):
+                self._replace(channel)
+            raise converted from error
