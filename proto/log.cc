@@ -97,17 +97,6 @@ void LogOfProtobuf(google::protobuf::LogLevel level, const char*, int, const std
 
 }  // namespace
 
-void AddLogFlags(CLI::App& app, LogOptions& options) {
-  app.add_option("--log-format", options.format, "text, or json: one object per line")
-      ->envname("RINGSERVE_LOG_FORMAT")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
-  app.add_option("--log-level", options.level, "The least severe lines to write")
-      ->envname("RINGSERVE_LOG_LEVEL")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-      ->capture_default_str();
-}
-
 void StartLog(const LogOptions& options) {
   auto log = std::make_shared<spdlog::logger>("ringserve",
                                               std::make_shared<spdlog::sinks::stderr_sink_mt>());

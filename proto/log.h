@@ -6,8 +6,6 @@
 
 #include <string>
 
-#include <CLI/CLI.hpp>
-
 namespace ringserve {
 
 struct LogOptions {
@@ -15,11 +13,8 @@ struct LogOptions {
   std::string level = "info";   // trace, debug, info, warn, error, off
 };
 
-// --log-format and --log-level, or RINGSERVE_LOG_FORMAT and _LEVEL. `options` outlives the parsing.
-void AddLogFlags(CLI::App& app, LogOptions& options);
-
-// Makes spdlog's default logger obey `options`, as AddLogFlags let them pass, and gRPC and protobuf
-// log through it: their errors are warnings. Once, before any thread logs.
+// Makes spdlog's default logger obey `options`, and gRPC and protobuf log through it: their errors
+// are warnings. Once, before any thread logs.
 void StartLog(const LogOptions& options);
 
 }  // namespace ringserve

@@ -187,6 +187,18 @@ absl::Status CheckListenAddress(const std::string& address, const TlsFiles& tls,
                    "serve anyone who can reach it"));
 }
 
+absl::Status CheckPlaintextAddress(const std::string& flag, const std::string& address) {
+  if (address.empty()) return absl::OkStatus();
+  const absl::Status status = CheckListenAddress(address, /*tls=*/{}, /*insecure=*/true);
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat(flag, ": ", status.message()));
+}
+
+std::string BoundAddress(const std::string& listen, int port) {
+  if (absl::StartsWith(listen, "unix")) return listen;
+  return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
+}
+
 void ConfigureServer(grpc::ServerBuilder& builder) {
   SetSharedArguments([&](const char* key, int value) { builder.AddChannelArgument(key, value); });
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,

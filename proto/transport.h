@@ -32,6 +32,12 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials
 // `insecure`. Host names other than "localhost" count as beyond loopback; unix sockets do not.
 absl::Status CheckListenAddress(const std::string& address, const TlsFiles& tls, bool insecure);
 
+// The same for `flag`, a listener that is exempt from that rule; empty: there is none.
+absl::Status CheckPlaintextAddress(const std::string& flag, const std::string& address);
+
+// `listen`, with the port that the system chose.
+std::string BoundAddress(const std::string& listen, int port);
+
 // Limits and settings for a server; the health service and the reflection plugin are the caller's.
 void ConfigureServer(grpc::ServerBuilder& builder);
 

@@ -16,8 +16,8 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "proto/health_port.h"
 #include "proto/process.h"
 #include "proto/transport.h"
 #include "proto/unix_socket.h"
@@ -39,9 +39,19 @@ constexpr milliseconds kFarewell{2'000};
 // Beyond --drain-s: when the process ends whatever hangs.
 constexpr std::chrono::seconds kLastGrace{10};
 
-// The standard health service answers for "" and for the public service alike.
+// The standard health service answers for "" and for the public service alike; the probes' port, if
+// there is one, says the same.
 class Health {
  public:
+  absl::Status Listen(const std::string& address) {
+    absl::StatusOr<std::unique_ptr<HealthPort>> port = HealthPort::Open(address);
+    if (!port.ok())
+      return absl::UnavailableError(absl::StrCat("--health-listen: ", port.status().message()));
+    spdlog::info("health address={}", (*port)->address());
+    absl::MutexLock lock(&mu_);
+    port_ = *std::move(port);
+    return absl::OkStatus();
+  }
   void Attach(grpc::HealthCheckServiceInterface* service) {
     absl::MutexLock lock(&mu_);
     service_ = service;
@@ -50,6 +60,7 @@ class Health {
   void Set(bool serving) {
     absl::MutexLock lock(&mu_);
     if (service_ != nullptr) SetLocked(serving);
+    if (port_ != nullptr) port_->SetServing(serving);
   }
   void Detach() {
     absl::MutexLock lock(&mu_);
@@ -64,6 +75,7 @@ class Health {
 
   absl::Mutex mu_;
   grpc::HealthCheckServiceInterface* service_ ABSL_GUARDED_BY(mu_) = nullptr;
+  std::unique_ptr<HealthPort> port_ ABSL_GUARDED_BY(mu_);
 };
 
 class Server {
@@ -90,11 +102,15 @@ class Server {
     if (server_ == nullptr || port == 0) {
       return absl::UnavailableError(absl::StrCat("--listen: cannot listen on ", address));
     }
-    const bool has_port = !absl::StartsWith(address, "unix");
-    address_ = has_port ? absl::StrCat(address.substr(0, address.rfind(':')), ":", port) : address;
+    address_ = BoundAddress(address, port);
     health_.Attach(server_->GetHealthCheckService());
     coordinator_.OnServing([this](bool serving) { health_.Set(serving); });
     return absl::OkStatus();
+  }
+
+  // Probes are answered before anybody is served.
+  absl::Status ListenForProbes(const std::string& health_address) {
+    return health_address.empty() ? absl::OkStatus() : health_.Listen(health_address);
   }
 
   const std::string& address() const { return address_; }
@@ -141,7 +157,8 @@ int Serve(const ServerOptions& options) {
   const auto to_workers = MakeChannelCredentials(options.tls);
   if (!to_workers.ok()) return Fail(kExitBadOption, to_workers.status());
   Server server(options, *to_workers);
-  const absl::Status status = server.Listen(options.listen, *credentials);
+  absl::Status status = server.ListenForProbes(options.health_listen);
+  if (status.ok()) status = server.Listen(options.listen, *credentials);
   if (!status.ok()) return Fail(kExitFailure, status);
   std::printf("listening %s\n", server.address().c_str());
   std::fflush(stdout);

@@ -7,12 +7,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include <grpc/grpc.h>
 #include <spdlog/spdlog.h>
-#include <CLI/CLI.hpp>
 
 #include "absl/status/status.h"
 #include "proto/process.h"
@@ -23,12 +23,6 @@
 
 namespace ringserve {
 namespace {
-
-constexpr char kFooter[] =
-    "Exit codes: 0 left in good order after SIGTERM or SIGINT; 1 cannot listen, or another fault "
-    "of\n"
-    "this machine; 2 command line or a file it names is wrong; 3 left, but jobs were unfinished\n"
-    "(--drain-s); 128 + the signal's number at a second signal, which ends it at once.";
 
 enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitUnfinished = 3 };
 
@@ -83,21 +77,10 @@ int Main(int argc, char** argv) {
   LetIdleThreadsSleep(argv);
   std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go away
   ProcessOptions options;
-  CLI::App app("A worker of ringserve: one device in the ring.", "ringserve-worker");
-  app.footer(kFooter);
-  app.set_version_flag("--version", "ringserve-worker " RINGSERVE_VERSION);
-  AddFlags(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& answer) {
-    return app.exit(answer);
-  } catch (const CLI::ParseError& error) {
-    return Fail(absl::InvalidArgumentError(error.what()));
-  }
-  absl::Status status = ChooseDevice(options.worker.device);
-  if (status.ok() && options.die_with_parent) status = DieWithParent();
+  const std::optional<int> exit = ParseOptions(argc, argv, options);
+  if (exit.has_value()) return *exit;
+  const absl::Status status = options.die_with_parent ? DieWithParent() : absl::OkStatus();
   if (!status.ok()) return Fail(status);
-  options.worker.version = RINGSERVE_VERSION;
   StartLog(options.log);
   RaiseFileLimit();
   const sigset_t signals = HoldEndSignals();

@@ -7,9 +7,11 @@
 #include <grpcpp/ext/health_check_service_server_builder_option.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <spdlog/spdlog.h>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "proto/health_port.h"
 #include "proto/protocol.h"
 #include "proto/unix_socket.h"
 #include "worker/engine.h"
@@ -27,32 +29,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kReservationPatience{2'000};
 // How long a worker that ends waits for its calls, which have been told to end.
 constexpr milliseconds kFarewell{2'000};
-
-absl::Status CheckOptions(const WorkerOptions& options) {
-  absl::Status status = CheckListenAddress(options.listen, options.tls, options.insecure);
-  if (!status.ok()) return status;
-  if (options.tls.enabled() && options.tls.ca.empty()) {
-    return absl::InvalidArgumentError(
-        "--tls-ca is missing: under TLS a worker serves only clients whose certificates it can "
-        "verify");
-  }
-  if (options.memory_bytes == 0) {
-    return absl::InvalidArgumentError(
-        "--memory-bytes is 0: must be positive (the system does not say how much is available)");
-  }
-  const bool anywhere =
-      absl::StartsWith(options.listen, "0.0.0.0:") || absl::StartsWith(options.listen, "[::]:");
-  if (anywhere && options.advertise.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--advertise is missing: others cannot reach --listen ", options.listen, " as it is"));
-  }
-  return absl::OkStatus();
-}
-
-std::string BoundAddress(const std::string& listen, int port) {
-  if (absl::StartsWith(listen, "unix")) return listen;
-  return absl::StrCat(listen.substr(0, listen.rfind(':')), ":", port);
-}
 
 v1::Hello MakeHello(const WorkerOptions& options, const std::string& address) {
   v1::Hello hello;
@@ -89,6 +65,16 @@ class RunningWorker : public Worker {
     if (server_ == nullptr) return;
     shards_.WaitIdle(kFarewell);
     server_->Shutdown(std::chrono::system_clock::now() + kFarewell);
+  }
+
+  absl::Status ListenForProbes(const std::string& address) {
+    absl::StatusOr<std::unique_ptr<HealthPort>> port = HealthPort::Open(address);
+    if (!port.ok()) {
+      return absl::UnavailableError(absl::StrCat("--health-listen: ", port.status().message()));
+    }
+    health_port_ = *std::move(port);
+    spdlog::info("health address={}", health_port_->address());
+    return absl::OkStatus();
   }
 
   absl::Status Listen(const WorkerOptions& options,
@@ -136,7 +122,10 @@ class RunningWorker : public Worker {
 
  private:
   // A worker that is no member serves nobody.
-  void SetServing(bool serving) { server_->GetHealthCheckService()->SetServingStatus(serving); }
+  void SetServing(bool serving) {
+    server_->GetHealthCheckService()->SetServingStatus(serving);
+    if (health_port_ != nullptr) health_port_->SetServing(serving);
+  }
 
   grpc::Service* const exchange_service_;
   std::string listen_address_;
@@ -145,9 +134,35 @@ class RunningWorker : public Worker {
   ShardService shards_;
   Engine engine_;  // its thread calls into all of the above
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<HealthPort> health_port_;
 };
 
 }  // namespace
+
+absl::Status CheckOptions(const WorkerOptions& options) {
+  absl::Status status = CheckListenAddress(options.listen, options.tls, options.insecure);
+  if (!status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--listen: ", status.message()));
+  }
+  status = CheckPlaintextAddress("--health-listen", options.health_listen);
+  if (!status.ok()) return status;
+  if (options.tls.enabled() && options.tls.ca.empty()) {
+    return absl::InvalidArgumentError(
+        "--tls-ca is missing: under TLS a worker serves only clients whose certificates it can "
+        "verify");
+  }
+  if (options.memory_bytes == 0) {
+    return absl::InvalidArgumentError(
+        "--memory-bytes is 0: must be positive (the system does not say how much is available)");
+  }
+  const bool anywhere =
+      absl::StartsWith(options.listen, "0.0.0.0:") || absl::StartsWith(options.listen, "[::]:");
+  if (anywhere && options.advertise.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--advertise is missing: others cannot reach --listen ", options.listen, " as it is"));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& options,
                                                       Exchange exchange) {
@@ -158,7 +173,8 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& optio
   const auto channel_credentials = MakeChannelCredentials(options.tls);
   if (!channel_credentials.ok()) return channel_credentials.status();
   auto worker = std::make_unique<RunningWorker>(options, std::move(exchange));
-  status = worker->Listen(options, *server_credentials);
+  if (!options.health_listen.empty()) status = worker->ListenForProbes(options.health_listen);
+  if (status.ok()) status = worker->Listen(options, *server_credentials);
   if (!status.ok()) return status;
   worker->Join(options, *channel_credentials);
   return worker;

@@ -19,6 +19,7 @@ namespace ringserve {
 struct WorkerOptions {
   std::string coordinator;             // HOST:PORT or unix:PATH
   std::string listen = "127.0.0.1:0";  // for the coordinator and other workers
+  std::string health_listen;           // for probes; empty: no such listener
   std::string advertise;               // where they reach it; empty: the bound listen address
   std::string device = "cpu";
   int threads = 1;            // of LibTorch
@@ -29,6 +30,9 @@ struct WorkerOptions {
   TlsFiles tls;
   bool insecure = false;
 };
+
+// INVALID_ARGUMENT: options that are wrong by themselves or contradict each other.
+absl::Status CheckOptions(const WorkerOptions& options);
 
 // How this worker exchanges K and V with the others: main.cc chooses. Outlives the worker.
 struct Exchange {

@@ -1,9 +1,6 @@
 // What operators rely on: health, reflection, draining, what binaries link and where they listen.
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <filesystem>
 #include <future>
 #include <memory>
@@ -15,9 +12,9 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
-#include "health.grpc.pb.h"
 #include "proto/status.h"
 #include "reflection.grpc.pb.h"
+#include "tests/integration/from_outside.h"
 #include "tests/integration/held_job.h"
 #include "tests/integration/process_facts.h"
 #include "tests/integration/raw_call.h"
@@ -31,36 +28,6 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using Health = grpc::health::v1::HealthCheckResponse;
-
-// "SERVING", "NOT_SERVING", or why there is no answer.
-std::string HealthOf(const std::string& address, const std::string& service = "") {
-  const auto stub = grpc::health::v1::Health::NewStub(NewChannel(address));
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + kPatience);
-  grpc::health::v1::HealthCheckRequest request;
-  request.set_service(service);
-  Health response;
-  const grpc::Status status = stub->Check(&context, request, &response);
-  return status.ok() ? Health::ServingStatus_Name(response.status()) : status.error_message();
-}
-
-// What a command prints, and how it ends.
-struct Output {
-  std::string text;
-  int exit = -1;
-};
-
-Output OutputOf(const std::string& command) {
-  Output output;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  char buffer[4'096];
-  for (size_t count; (count = fread(buffer, 1, sizeof(buffer), pipe)) > 0;) {
-    output.text.append(buffer, count);
-  }
-  output.exit = WEXITSTATUS(pclose(pipe));
-  return output;
-}
 
 class OperationsTest : public ::testing::Test {
  protected:

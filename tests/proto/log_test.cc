@@ -128,20 +128,5 @@ TEST(Log, LibrariesLogThroughIt) {
               testing::StartsWith("protobuf String field 'ringserve.v1.AttendHeader.request_id'"));
 }
 
-TEST(Log, FlagsTakeTheirValuesFromTheCommandLineOrTheEnvironment) {
-  LogOptions options;
-  CLI::App app;
-  AddLogFlags(app, options);
-  app.parse("--log-format json --log-level warn");
-  EXPECT_EQ(options.format, "json");
-  EXPECT_EQ(options.level, "warn");
-  EXPECT_THROW(app.parse("--log-format xml"), CLI::ValidationError);
-  EXPECT_THROW(app.parse("--log-level loud"), CLI::ValidationError);
-  setenv("RINGSERVE_LOG_LEVEL", "error", 1);
-  app.parse("");
-  unsetenv("RINGSERVE_LOG_LEVEL");
-  EXPECT_EQ(options.level, "error");
-}
-
 }  // namespace
 }  // namespace ringserve
