@@ -18,9 +18,9 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
   return false;
 }
 
-// Most keys of a batch row that the kernel of the 16-bit types lays out at once, and what it rounds
-// keys and value columns up to.
-constexpr uint64_t kKeysLaidOut = 2048;
+// Most keys of a batch row that our own kernel lays out at once, and what it rounds keys and value
+// columns up to.
+constexpr uint64_t kKeysLaidOut = 1024;
 constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
 
 // Bytes that it lays `keys` out in, over all batch rows: fp32 at most, of each key head.
@@ -92,17 +92,18 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   const uint64_t d = spec.head_dim();
   const uint64_t dv = ValueDim(spec);
   const uint64_t padded = std::max(d, dv);
-  const bool narrow = element == 2;
-  const bool pads = d != dv && !narrow;
+  // The kernel is our own, or LibTorch's.
+  const bool own = spec.dtype() != v1::DTYPE_F64;
+  const bool pads = d != dv && !own;
   // Bytes that one query row takes, and one key row of a padded tile.
   const uint64_t q_row_bytes =
       SaturatingMultiply(spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
                                              (pads ? padded * element : 0) +
-                                             (narrow ? 1 : padded * element + accumulated));
+                                             (own ? 1 : padded * element + accumulated));
   const uint64_t padded_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const uint64_t mask_bytes =
-      !narrow && NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
+      !own && NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
 
   const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
   const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
@@ -122,10 +123,9 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
       }
     }
     peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
-    for (uint64_t part :
-         {kv_bytes[rank], extra_bytes[rank], received,
-          SaturatingMultiply(tile_keys, padded_key_bytes),
-          narrow && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
+    for (uint64_t part : {kv_bytes[rank], extra_bytes[rank], received,
+                          SaturatingMultiply(tile_keys, padded_key_bytes),
+                          own && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }
   }

@@ -34,13 +34,13 @@ std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLa
 //   results       n Hq Dv e + n Hq a                      out and lse as they are sent
 //   accumulators  n Hq (Dv + 1) a
 //   receive       all-to-all: 2 x the largest shard that it receives; all-gather: all of them
-//   kernel        F32, F64:
+//   kernel        F64:
 //     padding     n Hq P e + 2 M Hkv P e, where D != Dv    copies of one tile's q, k and v
 //     partial     n Hq (P e + a)                          what it returns for one tile
 //     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal
-//                 BF16, F16:
+//                 F32, BF16, F16:
 //     rows        n Hq                                    which of them saw nothing, at the end
-//     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 2048 B)  K and V as it multiplies them
+//     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 1024 B)  K and V as it multiplies them
 //
 // A tile has at most n queries and M keys. `spec` has value_dim filled in.
 std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,

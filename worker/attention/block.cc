@@ -5,7 +5,7 @@
 #include <optional>
 #include <utility>
 
-#include "worker/attention/narrow_block.h"
+#include "worker/attention/flash_block.h"
 
 namespace ringserve {
 namespace {
@@ -50,32 +50,27 @@ Tile BoundingBox(Tile tile) {
   return box;
 }
 
-template <typename T>
-void FillMask(const Tile& tile, T* mask) {
-  const int64_t keys = Keys(tile);
-  std::fill_n(mask, Queries(tile) * keys, -std::numeric_limits<T>::infinity());
-  for (int64_t q = 0; q < Queries(tile); ++q, mask += keys) {
-    const auto [begin, end] = KeysSeen(tile, q);
-    std::fill(mask + begin, mask + end, T{0});
-  }
-}
-
 // 0 where a pair is visible, -inf where it is not. Every row of `tile` sees a key.
-at::Tensor DenseMask(const Tile& tile, at::ScalarType type) {
-  at::Tensor mask = at::empty({Queries(tile), Keys(tile)}, type);
-  type == at::kDouble ? FillMask(tile, mask.mutable_data_ptr<double>())
-                      : FillMask(tile, mask.mutable_data_ptr<float>());
+at::Tensor DenseMask(const Tile& tile) {
+  const int64_t keys = Keys(tile);
+  at::Tensor mask =
+      at::full({Queries(tile), keys}, -std::numeric_limits<double>::infinity(), at::kDouble);
+  double* row = mask.mutable_data_ptr<double>();
+  for (int64_t q = 0; q < Queries(tile); ++q, row += keys) {
+    const auto [begin, end] = KeysSeen(tile, q);
+    std::fill(row + begin, row + end, 0.);
+  }
   return mask;
 }
 
-void AddNarrow(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-               const Tile& tile, double scale) {
+void AddFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+              const Tile& tile, double scale) {
   const Tile box = BoundingBox(tile);
   if (Queries(box) == 0) return;
-  AccumulateNarrow(into.Queries(box.q_begin, box.q_end), q.narrow(2, box.q_begin, Queries(box)),
-                   k.narrow(2, box.k_begin, Keys(box)), v.narrow(2, box.k_begin, Keys(box)),
-                   box.lo.value_or(-Queries(box)), box.hi.value_or(Keys(box)),
-                   static_cast<float>(scale), BestProducts(q.scalar_type()));
+  AccumulateFlash(into.Queries(box.q_begin, box.q_end), q.narrow(2, box.q_begin, Queries(box)),
+                  k.narrow(2, box.k_begin, Keys(box)), v.narrow(2, box.k_begin, Keys(box)),
+                  box.lo.value_or(-Queries(box)), box.hi.value_or(Keys(box)),
+                  static_cast<float>(scale), BestProducts(q.scalar_type()));
 }
 
 at::Tensor PadLastDim(const at::Tensor& tensor, int64_t dim) {
@@ -83,7 +78,7 @@ at::Tensor PadLastDim(const at::Tensor& tensor, int64_t dim) {
   return missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, missing}, 0);
 }
 
-// LibTorch's, for fp32 and fp64: it returns partials in the type of q.
+// LibTorch's, for fp64: it returns partials in the type of q.
 struct Kernel {
   const Partial& into;
   const at::Tensor &q, &k, &v;
@@ -145,7 +140,7 @@ struct Kernel {
       return;
     }
     if (Keys(box) > kMostMaskedKeys) return SplitKeys(box, box.k_begin + Keys(box) / 2);
-    Run(box, /*causal=*/false, DenseMask(box, q.scalar_type()));
+    Run(box, /*causal=*/false, DenseMask(box));
   }
 
   void SplitKeys(const Tile& tile, int64_t at) const {
@@ -159,8 +154,8 @@ struct Kernel {
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const Tile& tile, double scale) {
   TORCH_CHECK(scale > 0, "scale is ", scale);
-  const bool narrow = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
-  narrow ? AddNarrow(into, q, k, v, tile, scale) : Kernel{into, q, k, v, scale}.Add(tile);
+  q.scalar_type() == at::kDouble ? Kernel{into, q, k, v, scale}.Add(tile)
+                                 : AddFlash(into, q, k, v, tile, scale);
 }
 
 }  // namespace ringserve

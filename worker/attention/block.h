@@ -1,6 +1,6 @@
 // One tile: one block of queries against one block of keys, added into the accumulator that the
-// ring carries. 16-bit types by narrow_block.h, fp32 and fp64 by LibTorch's CPU flash kernel and a
-// merge. Decides nothing about what is visible: the tile's band does.
+// ring carries. By flash_block.h; fp64 by LibTorch's CPU flash kernel and a merge. Decides nothing
+// about what is visible: the tile's band does.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,7 +10,7 @@
 
 namespace ringserve {
 
-// The most queries and keys for which a dense mask is made at once (fp32 and fp64).
+// The most queries and keys for which a dense mask is made at once (fp64).
 inline constexpr int64_t kMostMaskedQueries = 512;
 inline constexpr int64_t kMostMaskedKeys = 1152;
 

@@ -124,6 +124,48 @@ RINGSERVE_INLINE void Values(float* panel, const Number* values, int64_t stride,
   }
 }
 
+// Four rows at once, so that what they share is read once.
+template <typename Number>
+RINGSERVE_INLINE void Dots(float* results, const float* row, const Number* rows, int64_t stride,
+                           int64_t n, int64_t dim) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4, rows += 4 * stride) {
+    float a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t j = 0; j < dim; ++j) {
+      a += row[j] * Widen(rows[j]);
+      b += row[j] * Widen(rows[j + stride]);
+      c += row[j] * Widen(rows[j + 2 * stride]);
+      d += row[j] * Widen(rows[j + 3 * stride]);
+    }
+    results[i] = a, results[i + 1] = b, results[i + 2] = c, results[i + 3] = d;
+  }
+  for (; i < n; ++i, rows += stride) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < dim; ++j) sum += row[j] * Widen(rows[j]);
+    results[i] = sum;
+  }
+}
+
+template <typename Number>
+RINGSERVE_INLINE void WeightedRows(float* sums, const float* weights, const Number* rows,
+                                   int64_t stride, int64_t n, int64_t columns) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4, rows += 4 * stride) {
+    const float a = weights[i], b = weights[i + 1], c = weights[i + 2], d = weights[i + 3];
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) {
+      sums[j] += (a * Widen(rows[j]) + b * Widen(rows[j + stride])) +
+                 (c * Widen(rows[j + 2 * stride]) + d * Widen(rows[j + 3 * stride]));
+    }
+  }
+  for (; i < n; ++i, rows += stride) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) sums[j] += weights[i] * Widen(rows[j]);
+  }
+}
+
 // e^x = 2^n e^r with |r| <= log(2) / 2; the polynomial and the two parts of log(2) are those of
 // Cephes' expf. A product makes 2^n, because NaN must survive it. A mask instead of a condition,
 // which compilers would turn into a branch.
@@ -179,6 +221,10 @@ RINGSERVE_CLONES void LayOutKeys(float* panel, const HalfBits* keys, int64_t str
                                  int64_t dim) {
   Keys(panel, keys, stride, rows, dim);
 }
+RINGSERVE_CLONES void LayOutKeys(float* panel, const float* keys, int64_t stride, int64_t rows,
+                                 int64_t dim) {
+  Keys(panel, keys, stride, rows, dim);
+}
 
 RINGSERVE_CLONES void LayOutValues(BFloat16Bits* panel, const BFloat16Bits* values, int64_t stride,
                                    int64_t rows, int64_t columns, int64_t width) {
@@ -191,6 +237,36 @@ RINGSERVE_CLONES void LayOutValues(float* panel, const BFloat16Bits* values, int
 RINGSERVE_CLONES void LayOutValues(float* panel, const HalfBits* values, int64_t stride,
                                    int64_t rows, int64_t columns, int64_t width) {
   Values(panel, values, stride, rows, columns, width);
+}
+RINGSERVE_CLONES void LayOutValues(float* panel, const float* values, int64_t stride, int64_t rows,
+                                   int64_t columns, int64_t width) {
+  Values(panel, values, stride, rows, columns, width);
+}
+
+RINGSERVE_CLONES void MultiplyRows(float* results, const float* row, const float* rows,
+                                   int64_t stride, int64_t n, int64_t dim) {
+  Dots(results, row, rows, stride, n, dim);
+}
+RINGSERVE_CLONES void MultiplyRows(float* results, const float* row, const BFloat16Bits* rows,
+                                   int64_t stride, int64_t n, int64_t dim) {
+  Dots(results, row, rows, stride, n, dim);
+}
+RINGSERVE_CLONES void MultiplyRows(float* results, const float* row, const HalfBits* rows,
+                                   int64_t stride, int64_t n, int64_t dim) {
+  Dots(results, row, rows, stride, n, dim);
+}
+
+RINGSERVE_CLONES void AddRows(float* sums, const float* weights, const float* rows, int64_t stride,
+                              int64_t n, int64_t columns) {
+  WeightedRows(sums, weights, rows, stride, n, columns);
+}
+RINGSERVE_CLONES void AddRows(float* sums, const float* weights, const BFloat16Bits* rows,
+                              int64_t stride, int64_t n, int64_t columns) {
+  WeightedRows(sums, weights, rows, stride, n, columns);
+}
+RINGSERVE_CLONES void AddRows(float* sums, const float* weights, const HalfBits* rows,
+                              int64_t stride, int64_t n, int64_t columns) {
+  WeightedRows(sums, weights, rows, stride, n, columns);
 }
 
 RINGSERVE_CLONES float Largest(const float* scores, int64_t n) {

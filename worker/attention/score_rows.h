@@ -1,4 +1,4 @@
-// The inner loops of a tile of 16-bit numbers: operands laid out for matrix products, scores turned
+// The inner loops of a tile: operands laid out for matrix products, scores turned
 // into weights. Compiled for AVX-512, AVX2 and the baseline; the processor chooses when the program
 // is loaded. Knows no tensors.
 #pragma once
@@ -19,6 +19,7 @@ void LayOutKeys(BFloat16Bits* panel, const BFloat16Bits* keys, int64_t stride, i
                 int64_t dim);
 void LayOutKeys(float* panel, const BFloat16Bits* keys, int64_t stride, int64_t rows, int64_t dim);
 void LayOutKeys(float* panel, const HalfBits* keys, int64_t stride, int64_t rows, int64_t dim);
+void LayOutKeys(float* panel, const float* keys, int64_t stride, int64_t rows, int64_t dim);
 
 // `rows` values (at most 64) of `columns` numbers (at most `width`), `stride` apart, become the
 // first rows of a panel of 64 rows and `width` columns; the rest is 0. In pairs:
@@ -29,6 +30,24 @@ void LayOutValues(float* panel, const BFloat16Bits* values, int64_t stride, int6
                   int64_t columns, int64_t width);
 void LayOutValues(float* panel, const HalfBits* values, int64_t stride, int64_t rows,
                   int64_t columns, int64_t width);
+void LayOutValues(float* panel, const float* values, int64_t stride, int64_t rows, int64_t columns,
+                  int64_t width);
+
+// results[i] = row . rows[i]: n rows of `dim` numbers, `stride` apart.
+void MultiplyRows(float* results, const float* row, const float* rows, int64_t stride, int64_t n,
+                  int64_t dim);
+void MultiplyRows(float* results, const float* row, const BFloat16Bits* rows, int64_t stride,
+                  int64_t n, int64_t dim);
+void MultiplyRows(float* results, const float* row, const HalfBits* rows, int64_t stride, int64_t n,
+                  int64_t dim);
+
+// sums += the sum of weights[i] * rows[i]: n rows of `columns` numbers, `stride` apart.
+void AddRows(float* sums, const float* weights, const float* rows, int64_t stride, int64_t n,
+             int64_t columns);
+void AddRows(float* sums, const float* weights, const BFloat16Bits* rows, int64_t stride, int64_t n,
+             int64_t columns);
+void AddRows(float* sums, const float* weights, const HalfBits* rows, int64_t stride, int64_t n,
+             int64_t columns);
 
 // The largest of n scores that are numbers; -inf where there is none.
 float Largest(const float* scores, int64_t n);

@@ -157,16 +157,19 @@ TEST(Blocks, OfRandomTilesAreAddedRight) {
   }
 }
 
-// More than is masked at once, and more than the kernel's own blocks.
+// More than is masked at once, and more than the kernels' own blocks.
 TEST(Blocks, OfLargeTilesAreAddedRight) {
   at::manual_seed(1);
-  const Tensors t = RandomTensors(at::kFloat, 1, 1, 1, 1300, 2600, 8, 8);
-  for (const Tile& tile :
-       {Tile{.q_end = 1300, .k_end = 2600, .lo = -100, .hi = 1500},
-        Tile{.q_end = 1300, .k_end = 2600, .lo = 700}, Tile{.q_end = 1300, .k_end = 1300, .hi = 0},
-        Tile{.q_end = 1300, .k_end = 2600, .hi = 1299}, Tile{.q_end = 1300, .k_end = 600, .hi = 0},
-        Tile{.q_end = 1300, .k_end = 2600, .lo = 3, .hi = 9}}) {
-    Check(t, {tile});
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const Tensors t = RandomTensors(type, 1, 1, 1, 1300, 2600, 8, 8);
+    for (const Tile& tile : {Tile{.q_end = 1300, .k_end = 2600, .lo = -100, .hi = 1500},
+                             Tile{.q_end = 1300, .k_end = 2600, .lo = 700},
+                             Tile{.q_end = 1300, .k_end = 1300, .hi = 0},
+                             Tile{.q_end = 1300, .k_end = 2600, .hi = 1299},
+                             Tile{.q_end = 1300, .k_end = 600, .hi = 0},
+                             Tile{.q_end = 1300, .k_end = 2600, .lo = 3, .hi = 9}}) {
+      Check(t, {tile});
+    }
   }
 }
 
@@ -222,12 +225,14 @@ TEST(Blocks, WhoseScoresAreMinusInfinityWeighNothing) {
 
 TEST(Blocks, WithSomeScoresOfMinusInfinityWeighTheRest) {
   at::manual_seed(1);
-  const Tensors t = RandomTensors(at::kFloat, 1, 2, 1, 6, 2000, 4, 4);
-  t.q.abs_();
-  t.k.narrow(2, 0, 1999).fill_(-kInfinity);
-  const Partial into = Nothing(t);
-  Accumulate(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 2000}, 1);
-  EXPECT_TRUE(into.out.allclose(t.v.narrow(2, 1999, 1).expand({1, 2, 6, 4})));
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const Tensors t = RandomTensors(type, 1, 2, 1, 6, 2000, 4, 4);
+    t.q.abs_();
+    t.k.narrow(2, 0, 1999).fill_(-kInfinity);
+    const Partial into = Nothing(t);
+    Accumulate(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 2000}, 1);
+    EXPECT_TRUE(into.out.allclose(t.v.narrow(2, 1999, 1).expand({1, 2, 6, 4})));
+  }
 }
 
 // Scores and values of 0 are what the kernel's answer for a row without a weight looks like.

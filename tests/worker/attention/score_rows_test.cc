@@ -20,7 +20,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 template <typename Number>
-constexpr v1::DType kType = std::is_same_v<Number, HalfBits> ? v1::DTYPE_F16 : v1::DTYPE_BF16;
+constexpr v1::DType kType = std::is_same_v<Number, float>      ? v1::DTYPE_F32
+                            : std::is_same_v<Number, HalfBits> ? v1::DTYPE_F16
+                                                               : v1::DTYPE_BF16;
 
 // Rows of numbers, `stride` apart, and the same as fp32.
 template <typename Number>
@@ -85,6 +87,7 @@ TEST(ScoreRows, LayOutKeysAsColumns) {
       CheckKeys<BFloat16Bits, BFloat16Bits>(rows, dim);
       CheckKeys<float, BFloat16Bits>(rows, dim);
       CheckKeys<float, HalfBits>(rows, dim);
+      CheckKeys<float, float>(rows, dim);
     }
   }
 }
@@ -96,6 +99,41 @@ TEST(ScoreRows, LayOutValuesAsRows) {
       CheckValues<BFloat16Bits, BFloat16Bits>(rows, columns, width);
       CheckValues<float, BFloat16Bits>(rows, columns, width);
       CheckValues<float, HalfBits>(rows, columns, width);
+      CheckValues<float, float>(rows, columns, width);
+    }
+  }
+}
+
+template <typename Number>
+void CheckProducts(int64_t rows, int64_t dim) {
+  Random random(1);
+  const Matrix<float> left(random, 2, std::max(rows, dim));
+  const Matrix<Number> right(random, rows, dim + 3);
+  const float* const row = left.numbers.data();
+  const float* const weights = row + left.stride;
+  std::vector<float> results(rows + 1, 7), sums(dim + 1, 7);
+  MultiplyRows(results.data(), row, right.numbers.data(), right.stride, rows, dim);
+  AddRows(sums.data(), weights, right.numbers.data(), right.stride, rows, dim);
+  for (int64_t i = 0; i < rows; ++i) {
+    double expected = 0;
+    for (int64_t d = 0; d < dim; ++d) expected += row[d] * right.exact[i * right.stride + d];
+    ASSERT_NEAR(results[i], expected, 1e-4) << rows << " " << dim << " " << i;
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    double expected = 7;
+    for (int64_t i = 0; i < rows; ++i) expected += weights[i] * right.exact[i * right.stride + d];
+    ASSERT_NEAR(sums[d], expected, 1e-4) << rows << " " << dim << " " << d;
+  }
+  ASSERT_EQ(results[rows], 7);
+  ASSERT_EQ(sums[dim], 7);
+}
+
+TEST(ScoreRows, AreMultipliedAsTheyLie) {
+  for (const int64_t rows : {0, 1, 3, 4, 5, 64, 511}) {
+    for (const int64_t dim : {1, 2, 15, 16, 17, 47, 128}) {
+      CheckProducts<float>(rows, dim);
+      CheckProducts<BFloat16Bits>(rows, dim);
+      CheckProducts<HalfBits>(rows, dim);
     }
   }
 }
