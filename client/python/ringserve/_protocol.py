@@ -53,7 +53,7 @@ class Enum:
     def __init__(self, name: str, prefix: str) -> None:
         values = _pool.FindEnumTypeByName(_PACKAGE + name).values
         self._numbers = {v.name[len(prefix):].lower().replace("_", "-"): v.number for v in values}
-        self._names = {number: name for name, number in self._numbers.items()}
+        self._names: dict[int, str] = {number: name for name, number in self._numbers.items()}
 
     def names(self) -> list[str]:
         return [name for name in self._numbers if name != "unspecified"]

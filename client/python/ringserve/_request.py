@@ -59,6 +59,7 @@ class AttendOptions(Options, total=False):
 
     layout: str  # bhsd, bshd: the order of the tensors' dimensions
     dtype: str | None  # "bf16": arrays of uint16 hold the bits of bf16
+    bias: Any  # [B or 1, Hq or 1, Tq, Tk], added to the scaled scores; or bool: False hides
     sink_logits: Any  # [Hq], f32: learned sinks
     alibi_slopes: Any  # [Hq], f32
     lse_without_sinks: bool
@@ -145,7 +146,7 @@ class AttendRequest:
     """One call of attend: what is sent in each attempt, where the answer goes, and whether to try again."""
 
     def __init__(self, q: Any, k: Any, v: Any, *, layout: str = "bhsd", dtype: str | None = None,
-                 sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0, max_attempts: int = 5,
+                 bias: Any = None, sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0, max_attempts: int = 5,
                  request_id: str = "", on_retry: Callable[[int, RingserveError], None] | None = None,
                  **options: Any) -> None:
         if not 0 < deadline <= _LONGEST_DEADLINE:
@@ -157,6 +158,8 @@ class AttendRequest:
         self._header = _protocol.AttendRequest()
         _fill_header(self._header.header, self._spec, **options)
         self._uploads = [(_id(tensor.name), tensor.bytes()) for tensor in tensors]
+        if bias is not None:
+            self._uploads.append((_id("bias"), self._dense_bias(bias, tensors[0].dtype)))
         for name, extra in (("alibi_slopes", alibi_slopes), ("sink_logits", sink_logits)):
             if extra is not None:
                 _fill(self._header.header.spec, {name: True})
@@ -170,6 +173,20 @@ class AttendRequest:
         self._prepare_outputs(layout)
         self.attempt = 1
         self.connected = False  # in this attempt
+
+    def _dense_bias(self, value: Any, dtype: str) -> memoryview:
+        tensor = tensor_of("bias", value, dtype == "bf16", boolean=True)
+        spec = self._spec
+        batch, heads = tensor.shape[:2] if len(tensor.shape) == 4 else (0, 0)
+        if (tensor.dtype not in ("bool", dtype) or batch not in (1, spec.batch) or heads not in (1, spec.q_heads)
+                or tensor.shape[2:] != (spec.q_len, spec.kv_len)):
+            raise InvalidArgumentError(
+                f"bias is {tensor.dtype} of shape {tensor.shape}: must be bool or {dtype} of shape ({spec.batch} or 1, "
+                f"{spec.q_heads} or 1, {spec.q_len}, {spec.kv_len})")
+        self._header.header.spec.bias.SetInParent()
+        _fill(self._header.header.spec.bias, {"boolean": tensor.dtype == "bool", "per_batch": batch == spec.batch > 1,
+                                              "per_head": heads == spec.q_heads > 1})
+        return tensor.bytes()
 
     def _per_head(self, name: str, value: Any) -> memoryview:
         tensor = tensor_of(name, value)

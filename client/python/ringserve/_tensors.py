@@ -9,7 +9,6 @@ import numpy as np
 
 from .errors import InvalidArgumentError, UnimplementedError
 
-_ITEM_BYTES = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}
 _NUMPY_NAMES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}  # bfloat16: of ml_dtypes
 
 
@@ -61,24 +60,28 @@ def _torch_bytes(tensor: Any) -> memoryview:
     return array.data
 
 
-def _torch_dtype(name: str, tensor: Any) -> str:
+def _torch_dtype(name: str, tensor: Any, boolean: bool) -> str:
     import torch
 
     if tensor.requires_grad and torch.is_grad_enabled():
         raise UnimplementedError(
             f"{name} requires a gradient: the service computes no backward; call it under torch.no_grad()")
     names = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
+    if boolean and tensor.dtype == torch.bool:
+        return "bool"
     if tensor.layout != torch.strided or tensor.dtype not in names:
         raise InvalidArgumentError(f"{name} is {tensor.layout} of {tensor.dtype}: must be dense float32, float64, "
                                    "float16 or bfloat16")
     return names[tensor.dtype]
 
 
-def tensor_of(name: str, value: Any, bf16_bits: bool = False) -> Tensor:
-    """`bf16_bits`: the value is uint16 of numpy and holds the bits of bf16."""
+def tensor_of(name: str, value: Any, bf16_bits: bool = False, boolean: bool = False) -> Tensor:
+    """`bf16_bits`: uint16 of numpy holds the bits of bf16. `boolean`: bool is a type, too, called "bool"."""
     if is_torch(value):
-        return Tensor(name, value, tuple(value.shape), _torch_dtype(name, value))
+        return Tensor(name, value, tuple(value.shape), _torch_dtype(name, value, boolean))
     array = np.asarray(value)
+    if boolean and array.dtype == np.bool_:
+        return Tensor(name, array, array.shape, "bool")
     dtype = "bf16" if bf16_bits and array.dtype == np.uint16 else _NUMPY_NAMES.get(array.dtype.name)
     if dtype is None:
         raise InvalidArgumentError(

@@ -64,7 +64,7 @@ class Client:
         """Attention of q [B, Hq, Tq, D] over k [B, Hkv, Tk, D] and v [B, Hkv, Tk, Dv], of numpy or PyTorch.
 
         Options: mask, scale, layout ("bhsd"; "bshd"), return_lse, balancer, rotate, workers, worker_weights,
-        ptrr_block, ptrr_count_blocks, dtype ("bf16" where uint16 of numpy holds it), sink_logits, alibi_slopes,
+        ptrr_block, ptrr_count_blocks, dtype ("bf16" where uint16 of numpy holds it), bias, sink_logits, alibi_slopes,
         lse_without_sinks, deadline (600 seconds, for all attempts), max_attempts (5), request_id, on_retry.
 
         A lost worker or a full queue is tried again; anything else, or the last attempt's error, is raised as the
