@@ -1,6 +1,7 @@
 """One request: checked, its header made, its results' place prepared. Sends nothing; both clients do that with it."""
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -173,6 +174,20 @@ class AttendRequest:
         self._prepare_outputs(layout)
         self.attempt = 1
         self.connected = False  # in this attempt
+        self.cancelled = threading.Event()
+        self._cancel: Callable[[], Any] | None = None
+
+    def cancel(self) -> None:
+        """Ends the call, from another thread: the running attempt's status will be CANCELLED."""
+        self.cancelled.set()
+        if self._cancel is not None:
+            self._cancel()
+
+    def cancel_by(self, cancel: Callable[[], Any]) -> None:
+        """How the attempt that runs now is cancelled."""
+        self._cancel = cancel
+        if self.cancelled.is_set():  # perhaps just before
+            cancel()
 
     def _dense_bias(self, value: Any, dtype: str) -> memoryview:
         tensor = tensor_of("bias", value, dtype == "bf16", boolean=True)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -71,7 +70,9 @@ class Client:
         RingserveError of its status. Tensors must not change before it returns. PyTorch tensors that require a
         gradient are refused: there is no backward.
         """
-        request = AttendRequest(q, k, v, **options)
+        return self._attend(AttendRequest(q, k, v, **options))
+
+    def _attend(self, request: AttendRequest) -> results.AttendResult:
         while True:
             answer, channel = request.answer(), self._channels[-1]
             try:
@@ -81,7 +82,7 @@ class Client:
                 if isinstance(error, UnavailableError):
                     self._replace(channel)
                 delay = request.delay_after(error, answer)
-            time.sleep(delay)
+            request.cancelled.wait(delay)
 
     def plan(self, spec: Spec, **options: Unpack[Options]) -> results.DryRun:
         """What `attend` would do with a request of these dims: nothing is computed. Spec.of(q, k, v) has theirs."""
@@ -107,6 +108,7 @@ class Client:
         try:
             if watch is not None:
                 watch.start()
+            request.cancel_by(call.cancel)
             for message in call:
                 answer.receive(message)
         except grpc.RpcError as error:

@@ -23,7 +23,7 @@ def test_serves_and_leaves_no_process_behind_even_after_an_exception():
             pids = [cluster.pid, *(worker.pid for worker in cluster.client.status().workers)]
             x = np.ones((1, 1, 3, 4), np.float32)
             np.testing.assert_array_equal(cluster.client.attend(x, x, x).out, x)
-            assert "attend request=" in cluster.log()
+            assert "listening address=" in cluster.log()
             raise KeyError
     assert len(pids) == 2 and not any(alive(pid) for pid in pids)
 
