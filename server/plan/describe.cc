@@ -152,7 +152,7 @@ std::string RankTable(const Plan& plan, int shown) {
 
 // Whose keys, how many tiles of what kind, and what moves meanwhile.
 std::string Cell(const v1::Step& step) {
-  int full = 0, causal = 0, masked = 0;
+  int full = 0, causal = 0, bands = 0;
   std::string owners;
   int last_owner = -1;
   for (const v1::Tile& tile : step.tiles()) {
@@ -162,7 +162,7 @@ std::string Cell(const v1::Step& step) {
     } else if (!tile.has_lo() && tile.hi() == 0 && square) {
       ++causal;
     } else {
-      ++masked;
+      ++bands;
     }
     if (tile.owner() == last_owner) continue;
     absl::StrAppend(&owners, last_owner < 0 ? "kv " : ",", tile.owner());
@@ -171,7 +171,7 @@ std::string Cell(const v1::Step& step) {
   std::string text = owners.empty() ? "-" : absl::StrCat(owners, ":");
   if (full) absl::StrAppend(&text, " ", full, " full");
   if (causal) absl::StrAppend(&text, " ", causal, " causal");
-  if (masked) absl::StrAppend(&text, " ", masked, " masked");
+  if (bands) absl::StrAppend(&text, " ", bands, bands == 1 ? " band" : " bands");
   for (const v1::Transfer& send : step.sends()) {
     absl::StrAppend(&text, " >", send.peer());
     if (send.owner() != last_owner) absl::StrAppend(&text, "(kv ", send.owner(), ")");

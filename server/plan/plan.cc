@@ -38,7 +38,8 @@ std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate) {
 
 Tiling TilingOf(const v1::AttentionSpec& spec) {
   return {.fuses = !ScoresByPosition(spec),
-          .per_batch_row = spec.alibi_slopes() && AlignmentsOf(spec).size() > 1};
+          .per_batch_row = spec.alibi_slopes() && AlignmentsOf(spec).size() > 1,
+          .kernel = KernelOf(spec.dtype())};
 }
 
 struct Candidate {

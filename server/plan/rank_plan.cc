@@ -77,7 +77,8 @@ void AddPlacedTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batc
                      piece.q_begin + q_shift);
     }
     for (const Band& band :
-         TilesOf({piece}, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(keys.rank, batch_row))) {
+         TilesOf({piece}, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(keys.rank, batch_row),
+                 KernelOf(plan.spec.dtype()))) {
       v1::Tile tile = ToTile(band, keys.rank, tile_batch_row);
       tile.set_k_position(band.k_begin + k_shift);
       tile.set_distance(band.q_begin + q_shift + diagonal - tile.k_position());
@@ -99,7 +100,8 @@ void AddTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
   });
   for (const auto& [owner, pieces] : pieces_of) {
     for (const Band& tile :
-         TilesOf(pieces, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(owner, batch_row))) {
+         TilesOf(pieces, plan.q.RowsOf(rank, batch_row), plan.kv.RowsOf(owner, batch_row),
+                 KernelOf(plan.spec.dtype()))) {
       tiles[owner].push_back(ToTile(tile, owner, tile_batch_row));
     }
   }

@@ -122,11 +122,64 @@ void FuseQueries(std::vector<Band>& tiles) {
   tiles = std::move(fused);
 }
 
+// The band that both show together, if there is one. They are normalized, and so the diagonals
+// through their corners are seen: the outermost of them bound the whole.
+std::optional<Band> Joined(const Band& a, const Band& b) {
+  const auto least = [](const Band& band) {
+    return std::max(band.lo, band.k_begin - (band.q_end - 1));
+  };
+  const auto most = [](const Band& band) {
+    return std::min(band.hi, band.k_end - 1 - band.q_begin);
+  };
+  const Band both = Normalized({.q_begin = std::min(a.q_begin, b.q_begin),
+                                .q_end = std::max(a.q_end, b.q_end),
+                                .k_begin = std::min(a.k_begin, b.k_begin),
+                                .k_end = std::max(a.k_end, b.k_end),
+                                .lo = std::min(least(a), least(b)),
+                                .hi = std::max(most(a), most(b))});
+  if (Area(both) != Area(a) + Area(b) || Cut(both, a.q_begin, a.q_end, a.k_begin, a.k_end) != a ||
+      Cut(both, b.q_begin, b.q_end, b.k_begin, b.k_end) != b) {
+    return std::nullopt;
+  }
+  return both;
+}
+
+// Each with the one before, in the order they come in, where they show one band together.
+void JoinNeighbours(std::vector<Band>& tiles) {
+  std::vector<Band> joined;
+  for (const Band& tile : tiles) {
+    const std::optional<Band> both = joined.empty() ? std::nullopt : Joined(joined.back(), tile);
+    both ? void(joined.back() = *both) : joined.push_back(tile);
+  }
+  tiles = std::move(joined);
+}
+
+void SortByQueries(std::vector<Band>& tiles) {
+  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
+    return std::tie(a.q_begin, a.k_begin) < std::tie(b.q_begin, b.k_begin);
+  });
+}
+
+std::vector<Band> TilesOfAnyBand(std::vector<Band> tiles) {
+  SortByQueries(tiles);
+  JoinNeighbours(tiles);
+  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
+    return std::tie(a.k_begin, a.q_begin) < std::tie(b.k_begin, b.q_begin);
+  });
+  JoinNeighbours(tiles);
+  SortByQueries(tiles);
+  return tiles;
+}
+
 }  // namespace
 
-int64_t MostTiles(const Band& piece) {
+Kernel KernelOf(v1::DType dtype) {
+  return dtype == v1::DTYPE_F64 ? Kernel::kMasks : Kernel::kAnyBand;
+}
+
+int64_t MostTiles(const Band& piece, Kernel kernel) {
   if (Empty(piece)) return 0;
-  if (IsFull(piece)) return 1;
+  if (IsFull(piece) || kernel == Kernel::kAnyBand) return 1;
   if (piece.lo == Band::kUnboundedLo) return 2;
   if (IsSmall(piece)) return 1;
   const int64_t queries = Queries(piece);
@@ -148,16 +201,16 @@ bool IsCornerCausal(const Band& tile) {
          Queries(tile) >= Keys(tile);
 }
 
-std::vector<Band> TilesOf(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows) {
+std::vector<Band> TilesOf(const std::vector<Band>& pieces, int64_t q_rows, int64_t k_rows,
+                          Kernel kernel) {
   if (pieces.empty()) return {};
   if (const std::optional<Band> causal = AsOneCausal(pieces, q_rows, k_rows)) return {*causal};
+  if (kernel == Kernel::kAnyBand) return TilesOfAnyBand(pieces);
   std::vector<Band> tiles;
   for (const Band& piece : pieces) Split(piece, tiles);
   FuseKeys(tiles);
   FuseQueries(tiles);
-  std::sort(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
-    return std::tie(a.q_begin, a.k_begin) < std::tie(b.q_begin, b.k_begin);
-  });
+  SortByQueries(tiles);
   return tiles;
 }
 

@@ -105,11 +105,12 @@ class Survey {
 
   // The most tiles that a strip becomes (see TilesOf). Keys that all its queries see are one run in
   // the shard of each owner, whose positions ascend, where runs are fused; each segment of the
-  // others is a tile of its own, and adds two to those of a window.
+  // others is a tile of its own, and adds two to those of a window, where the kernel wants it cut.
   int64_t TilesAtMost(const Band& strip) const {
     if (strip.lo != Band::kUnboundedLo) {
       const int64_t crossed = kv_.Overlapping(strip.k_begin, strip.k_end).size();
-      return 2 * crossed + MostTiles(strip);
+      if (tiling_.kernel == Kernel::kAnyBand) return crossed;
+      return 2 * crossed + MostTiles(strip, tiling_.kernel);
     }
     const int64_t all_see = strip.hi == Band::kUnboundedHi
                                 ? strip.k_end

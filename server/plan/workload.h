@@ -9,6 +9,7 @@
 
 #include "proto/band.h"
 #include "server/plan/layout.h"
+#include "server/plan/tiles.h"
 
 namespace ringserve {
 
@@ -42,6 +43,7 @@ struct Workload {
 struct Tiling {
   bool fuses = true;           // pieces of several segments may be one tile
   bool per_batch_row = false;  // batch rows that see the same have tiles of their own, too
+  Kernel kernel = Kernel::kMasks;
 };
 
 // `bands` as CompileMasks makes them. The visible pairs of all batch rows are at most 2^62. `pace`

@@ -1,6 +1,8 @@
 #include "server/plan/tiles.h"
 
+#include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -65,7 +67,8 @@ TEST(Tiles, ShowThePairsOfThePiecesEachOnce) {
   Random random(1);
   for (int i = 0; i < 3'000; ++i) {
     const Pieces pieces = RandomPieces(random, 12);
-    const std::vector<Band> tiles = TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows);
+    const std::vector<Band> tiles =
+        TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows, Kernel::kMasks);
     ASSERT_EQ(Shown(tiles, pieces.q_rows, pieces.k_rows),
               Shown(pieces.bands, pieces.q_rows, pieces.k_rows))
         << "case " << i;
@@ -77,7 +80,8 @@ TEST(Tiles, ShowThePairsOfLargePiecesEachOnce) {
   Random random(2);
   for (int i = 0; i < 12; ++i) {
     const Pieces pieces = RandomPieces(random, 1'500);
-    const std::vector<Band> tiles = TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows);
+    const std::vector<Band> tiles =
+        TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows, Kernel::kMasks);
     ASSERT_EQ(Shown(tiles, pieces.q_rows, pieces.k_rows),
               Shown(pieces.bands, pieces.q_rows, pieces.k_rows))
         << "case " << i;
@@ -89,7 +93,8 @@ TEST(Tiles, ComeInOrder) {
   Random random(3);
   for (int i = 0; i < 500; ++i) {
     const Pieces pieces = RandomPieces(random, 30);
-    const std::vector<Band> tiles = TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows);
+    const std::vector<Band> tiles =
+        TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows, Kernel::kMasks);
     EXPECT_TRUE(std::is_sorted(tiles.begin(), tiles.end(), [](const Band& a, const Band& b) {
       return std::tie(a.q_begin, a.k_begin) < std::tie(b.q_begin, b.k_begin);
     }));
@@ -104,8 +109,10 @@ TEST(Tiles, OfAHeadTailShardAgainstItselfAreOneCausalCall) {
       {.q_begin = 4, .q_end = 8, .k_begin = 0, .k_end = 4},
       {.q_begin = 4, .q_end = 8, .k_begin = 4, .k_end = 8, .hi = 0},
   };
-  EXPECT_THAT(TilesOf(pieces, 8, 8),
-              ElementsAre(Band{.q_begin = 0, .q_end = 8, .k_begin = 0, .k_end = 8, .hi = 0}));
+  for (const Kernel kernel : {Kernel::kAnyBand, Kernel::kMasks}) {
+    EXPECT_THAT(TilesOf(pieces, 8, 8, kernel),
+                ElementsAre(Band{.q_begin = 0, .q_end = 8, .k_begin = 0, .k_end = 8, .hi = 0}));
+  }
 }
 
 TEST(Tiles, OfNeighbouringRectanglesAreOneRectangle) {
@@ -115,17 +122,56 @@ TEST(Tiles, OfNeighbouringRectanglesAreOneRectangle) {
       {.q_begin = 4, .q_end = 5, .k_begin = 0, .k_end = 3},
       {.q_begin = 4, .q_end = 5, .k_begin = 3, .k_end = 9},
   };
-  EXPECT_THAT(TilesOf(pieces, 5, 9),
-              ElementsAre(Band{.q_begin = 0, .q_end = 5, .k_begin = 0, .k_end = 9}));
+  for (const Kernel kernel : {Kernel::kAnyBand, Kernel::kMasks}) {
+    EXPECT_THAT(TilesOf(pieces, 5, 9, kernel),
+                ElementsAre(Band{.q_begin = 0, .q_end = 5, .k_begin = 0, .k_end = 9}));
+  }
 }
 
 TEST(Tiles, OfACausalBandAreARectangleAndOneOnTheCorner) {
   // Row 0 sees keys 0 to 5: so do all. Beyond them the diagonal starts in a corner.
   const std::vector<Band> pieces = {
       {.q_begin = 0, .q_end = 10, .k_begin = 0, .k_end = 15, .hi = 5}};
-  EXPECT_THAT(TilesOf(pieces, 10, 20),
+  EXPECT_THAT(TilesOf(pieces, 10, 20, Kernel::kMasks),
               ElementsAre(Band{.q_begin = 0, .q_end = 10, .k_begin = 0, .k_end = 5},
                           Band{.q_begin = 0, .q_end = 10, .k_begin = 5, .k_end = 15, .hi = 5}));
+}
+
+TEST(Tiles, OfAKernelThatTakesAnyBandShowThePairsOfThePiecesInNoMoreTiles) {
+  Random random(5);
+  for (int i = 0; i < 3'000; ++i) {
+    const Pieces pieces = RandomPieces(random, 12);
+    const std::vector<Band> tiles =
+        TilesOf(pieces.bands, pieces.q_rows, pieces.k_rows, Kernel::kAnyBand);
+    ASSERT_EQ(Shown(tiles, pieces.q_rows, pieces.k_rows),
+              Shown(pieces.bands, pieces.q_rows, pieces.k_rows))
+        << "case " << i;
+    EXPECT_LE(tiles.size(), std::max<size_t>(1, pieces.bands.size()));
+    for (const Band& tile : tiles) EXPECT_EQ(Normalized(tile), tile);
+  }
+}
+
+TEST(Tiles, OfABandThatWasCutAreThatBandAgain) {
+  Random random(6);
+  for (int i = 0; i < 3'000; ++i) {
+    const int64_t q_rows = random.Between(1, 60), k_rows = random.Between(1, 60);
+    Band band{.q_end = q_rows, .k_end = k_rows};
+    if (random.Chance(0.6)) band.lo = random.Between(-q_rows, k_rows);
+    if (random.Chance(0.6))
+      band.hi = std::max<int64_t>(band.lo, -q_rows) + random.Between(0, q_rows + k_rows);
+    band = Normalized(band);
+    if (Empty(band)) continue;
+    std::vector<Band> pieces;
+    const int64_t q_cut = random.Between(0, q_rows), k_cut = random.Between(0, k_rows);
+    for (const auto& [q_begin, q_end] : {std::pair{int64_t{0}, q_cut}, {q_cut, q_rows}}) {
+      for (const auto& [k_begin, k_end] : {std::pair{int64_t{0}, k_cut}, {k_cut, k_rows}}) {
+        const Band piece = Cut(band, q_begin, q_end, k_begin, k_end);
+        if (!Empty(piece)) pieces.push_back(piece);
+      }
+    }
+    ASSERT_THAT(TilesOf(pieces, q_rows, k_rows, Kernel::kAnyBand), ElementsAre(band))
+        << ToString(band) << " cut at " << q_cut << ", " << k_cut;
+  }
 }
 
 TEST(Tiles, OfAWideWindowAreMostlyFull) {
@@ -133,7 +179,7 @@ TEST(Tiles, OfAWideWindowAreMostlyFull) {
   const std::vector<Band> pieces = {
       Normalized({.q_begin = 0, .q_end = 2048, .k_begin = 0, .k_end = 8192, .lo = 0, .hi = 4095})};
   uint64_t full = 0;
-  for (const Band& tile : TilesOf(pieces, 2048, 8192)) {
+  for (const Band& tile : TilesOf(pieces, 2048, 8192, Kernel::kMasks)) {
     if (IsFull(tile)) full += Area(tile);
   }
   EXPECT_GT(full, Area(pieces[0]) / 2);
@@ -153,7 +199,8 @@ TEST(Tiles, OfAPieceAreNoMoreThanForetold) {
     }
     piece = Normalized(piece);
     if (Empty(piece)) continue;
-    ASSERT_LE(static_cast<int64_t>(TilesOf({piece}, q_rows, k_rows).size()), MostTiles(piece))
+    ASSERT_LE(static_cast<int64_t>(TilesOf({piece}, q_rows, k_rows, Kernel::kMasks).size()),
+              MostTiles(piece, Kernel::kMasks))
         << ToString(piece);
   }
 }

@@ -3,6 +3,7 @@
 #include <cassert>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <thread>
 
 #include <ATen/Parallel.h>
@@ -69,6 +70,12 @@ std::shared_ptr<RankJob> MakeJob(const Plan& plan, int rank) {
   return job;
 }
 
+double ThreadSeconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 void RunRank(const std::shared_ptr<RankJob>& job, const LocalRingOptions& options,
              Communicator& communicator, RankOutcome& outcome) {
   at::set_num_threads(options.threads);
@@ -83,8 +90,10 @@ void RunRank(const std::shared_ptr<RankJob>& job, const LocalRingOptions& option
   const RankTensors tensors = MakeTensors(job);
   ResetMemoryCount();
   const auto begin = std::chrono::steady_clock::now();
+  const double processor_begin = ThreadSeconds();
   outcome.status = RunRing(assignment.plan, MakeFormat(assignment.spec), tensors, ring,
                            communicator, progress, outcome.statistics);
+  outcome.processor_seconds = ThreadSeconds() - processor_begin;
   outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   outcome.most_memory_held = MostMemoryHeld();
 }

@@ -26,6 +26,7 @@ struct RankOutcome {
   absl::Status status;
   RingStatistics statistics;
   double seconds = 0;             // of the run alone
+  double processor_seconds = 0;   // likewise, of its thread
   uint64_t most_memory_held = 0;  // by RunRing; 0 unless CountMemory was called
 };
 
