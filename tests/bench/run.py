@@ -3,6 +3,7 @@
 
   run.py --bin BIN --deps DEPS compare [--peers]   end to end against unsharded LibTorch and PyTorch's ring
   run.py --bin BIN --deps DEPS proxy               the coordinator's memory and CPU time for a 1 GiB request
+  run.py --bin BIN --deps DEPS python              256 MiB by the Python client and by the C++ client
 
 Contestants take turns on the same tensors, and each one's best time counts: noise only adds. Every
 answer that is timed is also compared with fp64 attention.
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -249,6 +251,41 @@ def proxy(given, scratch, log):
     return rows
 
 
+def python_client(given, scratch, log):
+    """The bytes' way through each client: every query sees one key, so that there is next to no arithmetic."""
+    import numpy
+
+    source = HERE.parents[1]
+    subprocess.run(["protoc", f"-I{source / 'proto'}", f"--descriptor_set_out={scratch / 'protocol.binpb'}",
+                    "ringserve/v1/tensor.proto", "ringserve/v1/attention.proto"], check=True)
+    shutil.copytree(source / "client/python/ringserve", scratch / "ringserve")
+    shutil.move(scratch / "protocol.binpb", scratch / "ringserve")
+    sys.path.insert(0, str(scratch))
+    import ringserve
+
+    heads, length, dim = 8, 32768, 64
+    tensors = [numpy.random.default_rng(i).standard_normal((1, heads, length, dim), numpy.float32) for i in range(3)]
+    rows = []
+    with local_cluster(given.bin, log) as cluster, ringserve.Client(cluster["address"]) as client:
+        ringctl = [given.bin / "ringctl", "bench", "--server", cluster["address"], "--requests", "1", "--concurrency", "1",
+                   "--json", "--q-heads", str(heads), "--q-len", str(length), "--head-dim", str(dim), "--window", "0,0",
+                   "--workers", str(WORKERS)]
+        for _ in range(2 * MIN_ROUNDS):
+            start = time.monotonic()
+            result = client.attend(*tensors, mask=ringserve.masks.window(0, 0), workers=WORKERS)
+            seconds = time.monotonic() - start
+            assert numpy.allclose(result.out, tensors[2], atol=1e-6)
+            run = subprocess.run(ringctl, stdout=subprocess.PIPE, stderr=log, text=True, check=True)
+            rows.append({"python": seconds, "c++": json.loads(run.stdout)["latency_seconds"]["max"]})
+    best = {name: min(row[name] for row in rows) for name in rows[0]}
+    print(f"\n256 MiB of q, k, v and out (S {length}, heads {heads}, dim {dim}, f32), best and median of {len(rows)} turns:")
+    for name, seconds in best.items():
+        middle = statistics.median(row[name] for row in rows)
+        print(f"{name:>7}  {seconds:6.3f} s  {middle:6.3f} s  {256 / seconds:6.0f} MiB/s")
+    print(f"Python reaches {best['c++'] / best['python']:.2f} of the C++ client's throughput.")
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bin", type=pathlib.Path, required=True, help="folder of the built programs")
@@ -259,9 +296,10 @@ def main():
     with_peers.add_argument("--peers", action="store_true", help="PyTorch's ring attention as well")
     with_peers.add_argument("--lengths", type=int, nargs="+", help="only these sequence lengths")
     commands.add_parser("proxy")
+    commands.add_parser("python")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, open(pathlib.Path(scratch) / "log", "w+") as log:
-        rows = {"compare": compare, "proxy": proxy}[given.command](given, pathlib.Path(scratch), log)
+        rows = {"compare": compare, "proxy": proxy, "python": python_client}[given.command](given, pathlib.Path(scratch), log)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

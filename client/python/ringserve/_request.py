@@ -105,8 +105,20 @@ def _fill(message: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         try:
             setattr(message, name, value)
-        except (TypeError, ValueError) as error:  # out of the field's range, or no number
+        except (TypeError, ValueError, OverflowError) as error:  # out of the field's range, or no number
             raise InvalidArgumentError(f"{name} is {value!r}: {error}") from error
+
+
+def _mask_message(mask: Any) -> Any:
+    if not isinstance(mask, Mask):
+        raise InvalidArgumentError(f"mask is {mask!r}: must be a ringserve.Mask, or one for each batch row; see "
+                                   "ringserve.masks")
+    try:
+        return mask.to_message()
+    except InvalidArgumentError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:  # a field that is no number, or too large
+        raise InvalidArgumentError(f"mask is {mask!r}: {error}") from error
 
 
 def _fill_header(message: Any, spec: Spec, mask: Mask | Sequence[Mask] | None = None, scale: float | None = None,
@@ -123,8 +135,8 @@ def _fill_header(message: Any, spec: Spec, mask: Mask | Sequence[Mask] | None = 
         "tensor_layout": _number("layout", spec.layout, _protocol.TensorLayout)})
     if scale is not None:
         _fill(message.spec, {"scale": scale})
-    for one in [mask] if isinstance(mask, Mask) else mask or ():
-        message.spec.masks.append(one.to_message())
+    for one in [mask] if isinstance(mask, (Mask, str)) else mask or ():
+        message.spec.masks.append(_mask_message(one))
     _fill(message.options, {
         "balancer": _number("balancer", balancer, _protocol.Balancer),
         "rotate": _number("rotate", rotate, _protocol.RotateMethod),
@@ -132,7 +144,7 @@ def _fill_header(message: Any, spec: Spec, mask: Mask | Sequence[Mask] | None = 
         "lse_without_sinks": lse_without_sinks})
     try:
         message.options.worker_weights.extend(worker_weights)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"worker_weights are {worker_weights!r}: {error}") from error
 
 

@@ -30,7 +30,7 @@ def source():
 class FakeServer:
     """An Attention service whose Attend is `script(requests, context, attempt)`: it yields messages or aborts."""
 
-    def __init__(self, script, address):
+    def __init__(self, script, address, credentials):
         self.headers = queue.SimpleQueue()
         self.calls = 0
         self._script = script
@@ -39,7 +39,9 @@ class FakeServer:
             "Attend": grpc.stream_stream_rpc_method_handler(
                 self._attend, _protocol.AttendRequest.FromString,
                 lambda message: message if isinstance(message, bytes) else message.SerializeToString())}),))
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        port = (self._server.add_insecure_port(address) if credentials is None else
+                self._server.add_secure_port(address, credentials))
+        self.address = f"127.0.0.1:{port}"
         self._server.start()
 
     def _attend(self, requests, context):
@@ -55,8 +57,8 @@ class FakeServer:
 def fake_server():
     servers = []
 
-    def start(script, address="127.0.0.1:0"):
-        servers.append(FakeServer(script, address))
+    def start(script, address="127.0.0.1:0", credentials=None):
+        servers.append(FakeServer(script, address, credentials))
         return servers[-1]
 
     yield start

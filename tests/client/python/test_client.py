@@ -1,11 +1,14 @@
 """The client against a whole service: answers against fp64, and what is refused."""
 import concurrent.futures
+import subprocess
 
+import grpc
 import numpy as np
 import pytest
 
 import oracle
 import ringserve
+from conftest import echo
 from ringserve import errors, masks
 
 TOLERANCE = {"float64": 1e-12, "float32": 3e-6, "float16": 3e-3}
@@ -113,6 +116,33 @@ def test_several_megabytes_arrive_whole(client):
     assert result.statistics.upload_bytes == 3 * q.nbytes
 
 
+def test_a_bias_and_per_head_extras_are_served_or_refused_but_never_dropped(client):
+    q, k, v = tensors(q=(2, 4, 33, 16))
+    bias = np.random.default_rng(1).standard_normal((2, 1, 33, 33)).astype(np.float32)
+    logits = np.linspace(-1, 2, 4, dtype=np.float32)
+    try:
+        out = client.attend(q, k, v, bias=bias, workers=2).out
+        scores = (q @ np.repeat(k, 2, 1).swapaxes(2, 3)).astype(np.float64) / 4 + bias
+        weights = np.exp(scores)
+        expected = weights / weights.sum(-1, keepdims=True) @ np.repeat(v, 2, 1)
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+    except errors.UnimplementedError as error:
+        assert "bias" in error.message
+    try:
+        got = client.attend(q, k, v, sink_logits=logits, return_lse=True, workers=2)
+        _, lse = oracle.attention(q, k, v)
+        np.testing.assert_allclose(got.lse, np.logaddexp(lse, logits[:, None]), atol=1e-5)
+    except errors.UnimplementedError as error:
+        assert "sink_logits" in error.message
+
+
+def test_numbers_of_numpy_are_numbers(client):
+    q, k, v = tensors()
+    mask = masks.causal() & masks.window(left=np.int32(5)) & masks.documents(np.array([20, 13]))
+    result = client.attend(q, k, v, mask=mask, workers=np.int64(2), scale=np.float32(0.5))
+    check(result, q, k, v, oracle.visible(mask, 33, 33), scale=0.5)
+
+
 def test_threads_share_a_client(client):
     def one(seed):
         q, k, v = tensors(seed=seed)
@@ -158,6 +188,13 @@ def test_status_lists_the_workers(client):
     ({"sink_logits": np.zeros(3, np.float32)}, "sink_logits"),
     ({"mask": masks.window(-1)}, "window"),  # by the server
     ({"mask": [masks.causal()] * 2}, "masks"),
+    ({"mask": "causal"}, "ringserve.masks"),
+    ({"mask": [None]}, "ringserve.masks"),
+    ({"mask": masks.window(left=1.5)}, "window"),
+    ({"mask": masks.documents([2**70])}, "documents"),
+    ({"scale": "one"}, "scale"),
+    ({"bias": np.zeros((1, 1, 33, 32), np.float32)}, "bias is f32 of shape"),
+    ({"bias": np.zeros((1, 1, 33, 33), np.float64)}, "bias is f64"),
     ({"scale": float("nan")}, "scale"),
     ({"request_id": "\n"}, "request_id"),
 ])
@@ -187,6 +224,27 @@ def test_a_dead_address_is_said_at_once():
             client.attend(*tensors())
         with pytest.raises(ConnectionError):
             client.status()
+
+
+@pytest.fixture
+def certificates(source, tmp_path):
+    for authority in ("ours", "other"):
+        subprocess.run([source / "deploy/make-certs", tmp_path / authority, "node"], check=True, capture_output=True)
+    return tmp_path
+
+
+def test_tls_needs_the_right_certificates_on_both_sides(fake_server, certificates):
+    ours, other = certificates / "ours", certificates / "other"
+    pem = [(ours / name).read_bytes() for name in ("node.key", "node.crt", "ca.crt")]
+    server = fake_server(echo, credentials=grpc.ssl_server_credentials([tuple(pem[:2])], pem[2], True))
+    own = {"tls_cert": ours / "node.crt", "tls_key": ours / "node.key"}
+    q, k, v = tensors()
+    with ringserve.Client(server.address, tls_ca=ours / "ca.crt", **own) as client:
+        np.testing.assert_array_equal(client.attend(q, k, v).out, q)
+    for wrong in ({}, {"tls_ca": ours / "ca.crt"}, {"tls_ca": other / "ca.crt", **own},
+                  {"tls_ca": ours / "ca.crt", "tls_cert": other / "node.crt", "tls_key": other / "node.key"}):
+        with ringserve.Client(server.address, **wrong) as client, pytest.raises(errors.UnavailableError):
+            client.attend(q, k, v)
 
 
 def test_client_options_are_checked():
