@@ -81,10 +81,10 @@ Image HoldersImage(const Holders& holders, int64_t length, int width, int height
 
 Image MaskImage(const v1::AttentionSpec& spec, const Holders& holders, bool by_key, int side) {
   const v1::Mask& mask = FirstMask(spec);
-  std::vector<std::vector<int64_t>> keys;
-  for (int x = 0; x < side; ++x) keys.push_back(PositionsOf(spec.kv_len(), side, x));
+  std::vector<std::vector<int64_t>> keys(side);
   std::vector<std::vector<Color>> key_colors(side);
   for (int x = 0; x < side; ++x) {
+    keys[x] = PositionsOf(spec.kv_len(), side, x);
     for (const int64_t key : keys[x]) key_colors[x].push_back(ColorOf(holders.Of(key)));
   }
   Image image{side, side, {}};
