@@ -102,8 +102,10 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
                                              (own ? 1 : padded * element + accumulated));
   const uint64_t padded_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
-  const uint64_t mask_bytes =
-      !own && NeedsDenseMask(bands) ? kMaskedTileQueries * kMaskedTileKeys * accumulated : 0;
+  const bool adds = spec.has_bias() || spec.alibi_slopes();
+  const uint64_t mask_bytes = !own && (adds || NeedsDenseMask(bands))
+                                  ? kMaskedTileQueries * kMaskedTileKeys * accumulated
+                                  : 0;
 
   const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
   const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());

@@ -37,7 +37,8 @@ std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLa
 //   kernel        F64:
 //     padding     n Hq P e + 2 M Hkv P e, where D != Dv    copies of one tile's q, k and v
 //     partial     n Hq (P e + a)                          what it returns for one tile
-//     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal
+//     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal,
+//                                                         or the scores a bias or slopes
 //                 F32, BF16, F16:
 //     rows        n Hq                                    which of them saw nothing, at the end
 //     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 1024 B)  K and V as it multiplies them

@@ -7,6 +7,7 @@
 
 #include "worker/attention/partial.h"
 #include "worker/attention/rank_plan.h"
+#include "worker/attention/score_terms.h"
 
 namespace ringserve {
 
@@ -18,8 +19,10 @@ inline constexpr int64_t kMostMaskedKeys = 1152;
 // Dv]: the local views of the batch rows that tile.batch_row names, last dim contiguous; tile rows
 // count in them. Hq is a multiple of Hkv; heads are never repeated. D and Dv may differ. `scale`
 // is positive: LibTorch's kernel hides pairs before it multiplies by it. Rows of the tile that see
-// no key leave `into` as it was. Throws what LibTorch throws.
+// no key leave `into` as it was. terms.bias is [B or 1, Hq or 1, Sq, keys of the request], of which
+// tile.k_position is the first that is read; tile.distance stands for terms.distance. Throws what
+// LibTorch throws.
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const Tile& tile, double scale);
+                const Tile& tile, double scale, const ScoreTerms& terms = {});
 
 }  // namespace ringserve

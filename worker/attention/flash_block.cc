@@ -44,12 +44,47 @@ struct Rows {
   }
 };
 
+// ScoreTerms, row by row.
+template <typename Number>
+class RowTerms {
+ public:
+  RowTerms(const ScoreTerms& terms, const at::Tensor& q, const at::Tensor& k)
+      : slopes_(terms.alibi_slopes), distance_(terms.distance) {
+    if (!terms.bias.defined()) return;
+    hides_ = terms.bias.scalar_type() != q.scalar_type();
+    bias_ = terms.bias.expand({q.size(0), q.size(1), q.size(2), k.size(2)});
+  }
+
+  bool any() const { return slopes_.defined() || bias_.defined(); }
+
+  // Scores of the query against the keys from `key` on: multiplied by `scale`, then added to.
+  void AddTo(float* scores, int64_t b, int64_t head, int64_t query, int64_t key, int64_t n,
+             float scale) const {
+    if (slopes_.defined()) {
+      AddDistances(scores, n, scale, slopes_.const_data_ptr<float>()[head],
+                   distance_ + query - key);
+      scale = 1;
+    }
+    if (!bias_.defined()) return;
+    const int64_t at = b * bias_.stride(0) + head * bias_.stride(1) + query * bias_.stride(2) + key;
+    const void* const bias = bias_.const_data_ptr();
+    hides_ ? Hide(scores, static_cast<const uint8_t*>(bias) + at, n, scale)
+           : AddBias(scores, static_cast<const Number*>(bias) + at, n, scale);
+  }
+
+ private:
+  const at::Tensor slopes_;
+  const int64_t distance_;
+  at::Tensor bias_;  // of all batch rows and heads
+  bool hides_ = false;
+};
+
 // Number: what comes in. Factor: what is multiplied, bf16 in pairs or fp32.
 template <typename Number, typename Factor>
 class FlashBlock {
  public:
   FlashBlock(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-             int64_t lo, int64_t hi, float scale)
+             int64_t lo, int64_t hi, float scale, const ScoreTerms& terms)
       : into_(into),
         q_(q),
         k_(k),
@@ -57,6 +92,7 @@ class FlashBlock {
         lo_(lo),
         hi_(hi),
         scale_(scale),
+        terms_(terms, q, k),
         batch_(q.size(0)),
         q_heads_(q.size(1)),
         kv_heads_(k.size(1)),
@@ -218,7 +254,13 @@ class FlashBlock {
       MultiplyKeys(s, slice, block, keys);
       for (int64_t row = 0; row < block.rows(); ++row) {
         const int64_t of_row = diagonal + row % block.queries - at;
-        Weights(s, row, of_row + lo_, std::min(keys.seen, of_row + hi_ + 1), keys.rounded());
+        const int64_t first = std::clamp<int64_t>(of_row + lo_, 0, keys.seen);
+        const int64_t last = std::clamp(of_row + hi_ + 1, first, keys.seen);
+        if (terms_.any()) {
+          terms_.AddTo(s.scores + row * kKeysAtOnce + first, block.batch_row, block.Head(row),
+                       block.Query(row), slice.k_begin + at + first, last - first, scale_);
+        }
+        Weights(s, row, first, last, keys.rounded());
       }
       MultiplyValues(s, slice, block, keys);
     }
@@ -290,10 +332,9 @@ class FlashBlock {
   void Weights(Scratch& s, int64_t row, int64_t begin, int64_t end, int64_t n) {
     float* const scores = s.scores + row * kKeysAtOnce;
     Factor* const weights = s.weights + row * kKeysAtOnce;
-    begin = std::clamp<int64_t>(begin, 0, n);
-    end = std::max(begin, end);
+    const float scale = terms_.any() ? 1 : scale_;
     const float before = s.most[row];
-    const float largest = Largest(scores + begin, end - begin) * scale_;
+    const float largest = Largest(scores + begin, end - begin) * scale;
     const float most = largest > before ? largest : before;
     if (most == kNothing) {
       // Nothing but NaN is not nothing.
@@ -303,7 +344,7 @@ class FlashBlock {
       std::fill_n(weights, n, Factor{});
       return;
     }
-    const float sum = WeighInto(weights + begin, scores + begin, end - begin, most);
+    const float sum = WeighInto(weights + begin, scores + begin, end - begin, scale, most);
     std::fill_n(weights, begin, Factor{});
     std::fill_n(weights + end, n - end, Factor{});
     if (most != before) {
@@ -315,11 +356,11 @@ class FlashBlock {
     s.total[row] += sum;
   }
 
-  float WeighInto(float*, float* scores, int64_t n, float most) const {
-    return Weigh(scores, n, scale_, most);
+  static float WeighInto(float*, float* scores, int64_t n, float scale, float most) {
+    return Weigh(scores, n, scale, most);
   }
-  float WeighInto(BFloat16Bits* weights, float* scores, int64_t n, float most) const {
-    return Weigh(weights, scores, n, scale_, most);
+  static float WeighInto(BFloat16Bits* weights, float* scores, int64_t n, float scale, float most) {
+    return Weigh(weights, scores, n, scale, most);
   }
 
   void End(const Scratch& s, const Block& block) {
@@ -349,6 +390,7 @@ class FlashBlock {
   const Rows<Number> q_, k_, v_;
   const int64_t lo_, hi_;
   const float scale_;
+  const RowTerms<Number> terms_;
   const int64_t batch_, q_heads_, kv_heads_, queries_, keys_, dim_, value_dim_;
   const int64_t group_;          // query heads of a key head
   const bool few_;               // rows: nothing is laid out
@@ -360,14 +402,16 @@ class FlashBlock {
 
 template <typename Number>
 void AccumulateWide(const Partial& into, const at::Tensor& q, const at::Tensor& k,
-                    const at::Tensor& v, int64_t lo, int64_t hi, float scale) {
-  FlashBlock<Number, float>(into, q, k, v, lo, hi, scale).Run();
+                    const at::Tensor& v, int64_t lo, int64_t hi, float scale,
+                    const ScoreTerms& terms) {
+  FlashBlock<Number, float>(into, q, k, v, lo, hi, scale, terms).Run();
 }
 
 }  // namespace
 
 void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k,
-                     const at::Tensor& v, int64_t lo, int64_t hi, float scale, Products products) {
+                     const at::Tensor& v, int64_t lo, int64_t hi, float scale, Products products,
+                     const ScoreTerms& terms) {
   const at::ScalarType type = q.scalar_type();
   TORCH_CHECK(k.scalar_type() == type && v.scalar_type() == type, "q, k and v of different types");
   TORCH_CHECK(into.out.scalar_type() == at::kFloat && into.lse.scalar_type() == at::kFloat,
@@ -375,15 +419,15 @@ void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor&
   TORCH_CHECK(type == at::kBFloat16 || products == Products::kWide, "no pairs of ", type);
   const bool few = q.size(1) / k.size(1) * q.size(2) <= kFewRows;
   if (products == Products::kPairs && !few) {
-    return FlashBlock<BFloat16Bits, BFloat16Bits>(into, q, k, v, lo, hi, scale).Run();
+    return FlashBlock<BFloat16Bits, BFloat16Bits>(into, q, k, v, lo, hi, scale, terms).Run();
   }
   switch (type) {
     case at::kFloat:
-      return AccumulateWide<float>(into, q, k, v, lo, hi, scale);
+      return AccumulateWide<float>(into, q, k, v, lo, hi, scale, terms);
     case at::kBFloat16:
-      return AccumulateWide<BFloat16Bits>(into, q, k, v, lo, hi, scale);
+      return AccumulateWide<BFloat16Bits>(into, q, k, v, lo, hi, scale, terms);
     case at::kHalf:
-      return AccumulateWide<HalfBits>(into, q, k, v, lo, hi, scale);
+      return AccumulateWide<HalfBits>(into, q, k, v, lo, hi, scale, terms);
     default:
       TORCH_CHECK(false, "no such arithmetic for ", type);
   }

@@ -8,6 +8,7 @@
 
 #include "worker/attention/partial.h"
 #include "worker/attention/products.h"
+#include "worker/attention/score_terms.h"
 
 namespace ringserve {
 
@@ -25,6 +26,7 @@ inline constexpr int64_t kFewRows = 8;
 //   4 B Hkv min(Sk + 64, kKeysLaidOut) (D + Dv + 16) bytes
 // and per thread less than 64 (512 + D + Dv + 16) 6 bytes.
 void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k,
-                     const at::Tensor& v, int64_t lo, int64_t hi, float scale, Products products);
+                     const at::Tensor& v, int64_t lo, int64_t hi, float scale, Products products,
+                     const ScoreTerms& terms = {});
 
 }  // namespace ringserve

@@ -1,6 +1,7 @@
 #include "worker/attention/partial.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -33,33 +34,71 @@ void MergeRow(Accumulated* into_out, Accumulated& into_lse, const Accumulated* o
   BlendRow(into_out, out, dim, keep_more ? more : less, keep_more ? less : more);
 }
 
-// Walks the rows of both partials in whatever order their strides make fastest, on all of
+at::TensorIteratorConfig RowsOf(const Partial& partial) {
+  at::TensorIteratorConfig rows;
+  rows.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false);
+  rows.add_owned_output(partial.out.select(3, 0)).add_owned_output(partial.lse);
+  return rows;
+}
+
+// Walks the rows of kTensors tensors in whatever order their strides make fastest, on all of
 // LibTorch's threads: rows do not depend on each other.
-template <typename Accumulated>
-void MergeRows(const Partial& into, const Partial& part) {
-  const int64_t dim = into.out.size(3);
-  at::TensorIterator rows = at::TensorIteratorConfig()
-                                .set_check_mem_overlap(false)
-                                .check_all_same_dtype(false)
-                                .resize_outputs(false)
-                                .add_owned_output(into.out.select(3, 0))
-                                .add_owned_output(into.lse)
-                                .add_owned_const_input(part.out.select(3, 0))
-                                .add_owned_const_input(part.lse)
-                                .build();
-  const auto merge = [dim](char** data, const int64_t* strides, int64_t size0, int64_t size1) {
+template <int kTensors, typename Work>
+void ForEachRow(at::TensorIterator& rows, int64_t dim, const Work& work) {
+  const auto loop = [&work](char** data, const int64_t* strides, int64_t size0, int64_t size1) {
     for (int64_t j = 0; j < size1; ++j) {
-      char* at[4];
-      for (int k = 0; k < 4; ++k) at[k] = data[k] + j * strides[4 + k];
+      std::array<char*, kTensors> at;
+      for (int k = 0; k < kTensors; ++k) at[k] = data[k] + j * strides[kTensors + k];
       for (int64_t i = 0; i < size0; ++i) {
-        MergeRow(reinterpret_cast<Accumulated*>(at[0]), *reinterpret_cast<Accumulated*>(at[1]),
-                 reinterpret_cast<const Accumulated*>(at[2]),
-                 *reinterpret_cast<const Accumulated*>(at[3]), dim);
-        for (int k = 0; k < 4; ++k) at[k] += strides[k];
+        work(at);
+        for (int k = 0; k < kTensors; ++k) at[k] += strides[k];
       }
     }
   };
-  rows.for_each(merge, std::max<int64_t>(1, kGrainElements / dim));
+  rows.for_each(loop, std::max<int64_t>(1, kGrainElements / dim));
+}
+
+template <typename Accumulated>
+void MergeRows(const Partial& into, const Partial& part) {
+  const int64_t dim = into.out.size(3);
+  at::TensorIterator rows = RowsOf(into)
+                                .add_owned_const_input(part.out.select(3, 0))
+                                .add_owned_const_input(part.lse)
+                                .build();
+  ForEachRow<4>(rows, dim, [dim](const std::array<char*, 4>& at) {
+    MergeRow(reinterpret_cast<Accumulated*>(at[0]), *reinterpret_cast<Accumulated*>(at[1]),
+             reinterpret_cast<const Accumulated*>(at[2]),
+             *reinterpret_cast<const Accumulated*>(at[3]), dim);
+  });
+}
+
+template <typename Accumulated>
+void AddSink(Accumulated* out, Accumulated& lse, Accumulated sink, int64_t dim, bool keep_lse) {
+  constexpr Accumulated kNothing = -std::numeric_limits<Accumulated>::infinity();
+  if (sink == kNothing) return;
+  if (lse == kNothing) {
+    std::fill_n(out, dim, std::isnan(sink) ? sink : 0);
+    if (!keep_lse) lse = sink;
+    return;
+  }
+  const Accumulated ratio = std::exp(-std::abs(lse - sink));  // NaN stays NaN
+  const Accumulated kept = (lse < sink ? ratio : 1) / (1 + ratio);
+  for (int64_t i = 0; i < dim; ++i) out[i] *= kept;
+  if (!keep_lse) lse = (lse < sink ? sink : lse) + std::log1p(ratio);
+}
+
+template <typename Accumulated>
+void AddSinksTo(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse) {
+  const int64_t dim = partial.out.size(3);
+  at::TensorIterator rows =
+      RowsOf(partial)
+          .add_owned_const_input(sink_logits.view({1, -1, 1}).expand(partial.lse.sizes()))
+          .build();
+  ForEachRow<3>(rows, dim, [=](const std::array<char*, 3>& at) {
+    AddSink<Accumulated>(reinterpret_cast<Accumulated*>(at[0]),
+                         *reinterpret_cast<Accumulated*>(at[1]),
+                         *reinterpret_cast<const float*>(at[2]), dim, keep_lse);
+  });
 }
 
 }  // namespace
@@ -86,6 +125,22 @@ void Merge(const Partial& into, const Partial& part) {
       return MergeRows<float>(into, part);
     default:
       TORCH_CHECK(false, "no partials of type ", type);
+  }
+}
+
+void AddSinks(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse) {
+  TORCH_CHECK(sink_logits.scalar_type() == at::kFloat &&
+                  sink_logits.sizes() == partial.lse.sizes().slice(1, 1),
+              "sink logits are not fp32, one for each head");
+  TORCH_CHECK(partial.out.stride(3) == 1, "strided value dim");
+  if (partial.lse.numel() == 0) return;
+  switch (partial.out.scalar_type()) {
+    case at::kDouble:
+      return AddSinksTo<double>(partial, sink_logits, keep_lse);
+    case at::kFloat:
+      return AddSinksTo<float>(partial, sink_logits, keep_lse);
+    default:
+      TORCH_CHECK(false, "no partials of type ", partial.out.scalar_type());
   }
 }
 

@@ -26,6 +26,12 @@ void Clear(const Partial& partial);
 // All four tensors fp32, or all fp64. Rows that `part` did not see stay as they were.
 void Merge(const Partial& into, const Partial& part);
 
+// One more score of each row, sink_logits[h] (fp32 [Hq]), whose value is 0:
+//   lse' = log(e^lse + e^sink); out' = out e^(lse - lse')
+// Rows that saw nothing get out 0 and lse' = sink. `keep_lse`: lse stays as it is. A logit of -inf
+// changes nothing.
+void AddSinks(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse);
+
 // What the ring carried becomes the answer: out in the type of `out`, 0 for rows that saw nothing.
 // `out` may be the very memory of accumulated.out.
 void Finalize(const Partial& accumulated, const at::Tensor& out);

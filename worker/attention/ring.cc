@@ -49,12 +49,7 @@ class Ring {
   }
 
   absl::Status Run() {
-    Compute([&] {
-      TORCH_CHECK(tensors_.bias.empty() && !tensors_.alibi_slopes.defined() &&
-                      !tensors_.sink_logits.defined(),
-                  "bias, ALiBi slopes and sink logits are not taken yet");
-      MakeScalePositive();
-    });
+    Compute([&] { MakeScalePositive(); });
     for (int index = 0; index < static_cast<int>(plan_.steps.size()); ++index) {
       if (options_.on_step) options_.on_step(index);
       const std::vector<SendOp> sends = shards_.Sends(index);
@@ -76,6 +71,7 @@ class Ring {
   void Compute(const Work& work);
   void MakeScalePositive();
   void Add(const Tile& tile);
+  ScoreTerms Terms(int batch_row) const;
   absl::Status Wait(Communicator::Ticket exchange);
   void Finish();
 
@@ -117,9 +113,18 @@ void Ring::MakeScalePositive() {
 void Ring::Add(const Tile& tile) {
   const KvShards::Views kv = shards_.At(tile.owner, tile.batch_row);
   Accumulate({BatchRow(accumulators_, tile.batch_row), BatchRow(tensors_.lse, tile.batch_row)},
-             BatchRow(tensors_.q, tile.batch_row), kv.k, kv.v, tile, scale_);
+             BatchRow(tensors_.q, tile.batch_row), kv.k, kv.v, tile, scale_, Terms(tile.batch_row));
   ++progress_.tiles_done;
   ++statistics_.tiles;
+}
+
+ScoreTerms Ring::Terms(int batch_row) const {
+  ScoreTerms terms = {.alibi_slopes = tensors_.alibi_slopes};
+  if (tensors_.bias.empty()) return terms;
+  // One bias may serve all batch rows.
+  const bool one = tensors_.bias.size() == 1 && tensors_.bias[0].size(0) == 1;
+  terms.bias = BatchRow(tensors_.bias, one ? -1 : batch_row);
+  return terms;
 }
 
 absl::Status Ring::Wait(Communicator::Ticket exchange) {
@@ -132,7 +137,11 @@ absl::Status Ring::Wait(Communicator::Ticket exchange) {
 
 void Ring::Finish() {
   for (size_t i = 0; i < accumulators_.size(); ++i) {
-    Finalize({accumulators_[i], tensors_.lse[i]}, tensors_.out[i]);
+    const Partial partial = {accumulators_[i], tensors_.lse[i]};
+    if (tensors_.sink_logits.defined()) {
+      AddSinks(partial, tensors_.sink_logits, options_.lse_without_sinks);
+    }
+    Finalize(partial, tensors_.out[i]);
   }
 }
 

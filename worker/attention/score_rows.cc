@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -201,6 +202,12 @@ RINGSERVE_INLINE float WeighRow(float* row, int64_t n, float scale, float most) 
   return sum;
 }
 
+template <typename Number>
+RINGSERVE_INLINE void Bias(float* row, const Number* bias, int64_t n, float scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) row[i] = row[i] * scale + Widen(bias[i]);
+}
+
 // To the nearest, ties to even; NaN stays NaN, as those of arithmetic are quiet.
 RINGSERVE_INLINE BFloat16Bits Narrow(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -287,6 +294,30 @@ RINGSERVE_CLONES float Weigh(BFloat16Bits* weights, float* row, int64_t n, float
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) weights[i] = Narrow(row[i]);
   return sum;
+}
+
+RINGSERVE_CLONES void AddDistances(float* row, int64_t n, float scale, float slope,
+                                   int64_t distance) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    row[i] = row[i] * scale - slope * std::abs(static_cast<float>(distance - i));
+  }
+}
+
+RINGSERVE_CLONES void AddBias(float* row, const float* bias, int64_t n, float scale) {
+  Bias(row, bias, n, scale);
+}
+RINGSERVE_CLONES void AddBias(float* row, const BFloat16Bits* bias, int64_t n, float scale) {
+  Bias(row, bias, n, scale);
+}
+RINGSERVE_CLONES void AddBias(float* row, const HalfBits* bias, int64_t n, float scale) {
+  Bias(row, bias, n, scale);
+}
+
+RINGSERVE_CLONES void Hide(float* row, const uint8_t* visible, int64_t n, float scale) {
+  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) row[i] = visible[i] ? row[i] * scale : kHidden;
 }
 
 RINGSERVE_CLONES void ScaleRow(float* row, const float* from, int64_t n, float factor) {

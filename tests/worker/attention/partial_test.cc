@@ -172,5 +172,81 @@ TEST_F(Merging, EndsInTheAnswersTypeWithZerosWhereNothingWasSeen) {
   }
 }
 
+class Sinks : public Merging {};
+
+// A sink is a partial with one score and a value of 0.
+TEST_F(Sinks, AreOneMoreScoreOfEachRow) {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const at::Tensor logits = at::tensor({-2.f, 0.5f, 40.f});
+    const Partial partial = Random(type, type);
+    const Partial sink = {at::zeros_like(partial.out),
+                          logits.view({1, 3, 1}).expand({2, 3, 5}).to(type)};
+    const Partial expected = Sum(partial, sink);
+    const at::Tensor lse = partial.lse.clone();
+    const Partial kept = Copy(partial);
+    AddSinks(partial, logits, /*keep_lse=*/false);
+    const double tolerance = type == at::kDouble ? 1e-14 : 4e-6;
+    EXPECT_LT(Distance(partial.out, expected.out), tolerance) << type;
+    EXPECT_LT(Distance(partial.lse, expected.lse), tolerance) << type;
+    AddSinks(kept, logits, /*keep_lse=*/true);
+    EXPECT_TRUE(kept.out.equal(partial.out));
+    EXPECT_TRUE(kept.lse.equal(lse));
+  }
+}
+
+TEST_F(Sinks, AreAllThatRowsWithoutKeysHave) {
+  const at::Tensor logits = at::tensor({-2.f, static_cast<float>(-kInfinity), 40.f});
+  for (const bool keep_lse : {false, true}) {
+    const Partial partial = Empty();
+    AddSinks(partial, logits, keep_lse);
+    Finalize(partial, partial.out);
+    EXPECT_TRUE(partial.out.eq(0).all().item<bool>());
+    for (int head = 0; head < 3; ++head) {
+      const float expected = keep_lse ? -kInfinity : logits[head].item<float>();
+      EXPECT_TRUE(partial.lse.select(1, head).eq(expected).all().item<bool>()) << head;
+    }
+  }
+}
+
+TEST_F(Sinks, OfMinusInfinityChangeNothing) {
+  const Partial partial = Random();
+  const Partial before = Copy(partial);
+  AddSinks(partial, at::full({3}, -kInfinity), /*keep_lse=*/false);
+  EXPECT_TRUE(partial.out.equal(before.out));
+  EXPECT_TRUE(partial.lse.equal(before.lse));
+}
+
+TEST_F(Sinks, OfAnyMagnitudeStayFinite) {
+  const Partial partial = Random();
+  partial.lse.select(2, 0).fill_(3e38f);
+  partial.lse.select(2, 1).fill_(-3e38f);
+  const at::Tensor out = partial.out.clone();
+  AddSinks(partial, at::tensor({3e38f, -3e38f, 0.f}), /*keep_lse=*/false);
+  EXPECT_FALSE(partial.out.isnan().any().item<bool>());
+  EXPECT_FALSE(partial.lse.isnan().any().item<bool>());
+  EXPECT_TRUE(partial.out[0][2][0].equal(out[0][2][0])) << "dwarfs the sink";
+  EXPECT_TRUE(partial.out[0][2][1].eq(0).all().item<bool>()) << "dwarfed by it";
+}
+
+TEST_F(Sinks, PassOnNaN) {
+  const at::Tensor logits = at::tensor({static_cast<float>(std::nan("")), 1.f, 2.f});
+  for (const Partial& partial : {Random(), Empty()}) {
+    partial.lse[1][1][2].fill_(std::nan(""));
+    partial.out[1][1][2].fill_(std::nan(""));
+    AddSinks(partial, logits, /*keep_lse=*/false);
+    Finalize(partial, partial.out);
+    EXPECT_TRUE(partial.lse.select(1, 0).isnan().all().item<bool>());
+    EXPECT_TRUE(partial.out.select(1, 0).isnan().all().item<bool>());
+    EXPECT_FALSE(partial.lse.select(1, 2).isnan().any().item<bool>());
+    EXPECT_TRUE(partial.lse[1][1][2].isnan().item<bool>());
+    EXPECT_TRUE(partial.out[1][1][2].isnan().all().item<bool>());
+  }
+}
+
+TEST_F(Sinks, OfAnotherShapeOrTypeAreRefused) {
+  EXPECT_THROW(AddSinks(Random(), at::zeros({2}), false), c10::Error);
+  EXPECT_THROW(AddSinks(Random(), at::zeros({3}, at::kDouble), false), c10::Error);
+}
+
 }  // namespace
 }  // namespace ringserve::test

@@ -155,6 +155,51 @@ TEST(ScoreRows, FindTheLargestNumber) {
   }
 }
 
+template <typename Number>
+void CheckBias(int64_t n) {
+  Random random(1);
+  const Matrix<Number> bias(random, 1, n + 1);
+  std::vector<float> row(n + 1, 3);
+  AddBias(row.data(), bias.numbers.data(), n, 0.5f);
+  for (int64_t i = 0; i < n; ++i) ASSERT_NEAR(row[i], 1.5 + bias.exact[i], 1e-6) << n << " " << i;
+  ASSERT_EQ(row[n], 3);
+}
+
+TEST(ScoreRows, TakeABias) {
+  for (const int64_t n : {0, 1, 7, 16, 33, 512}) {
+    CheckBias<float>(n);
+    CheckBias<BFloat16Bits>(n);
+    CheckBias<HalfBits>(n);
+  }
+}
+
+TEST(ScoreRows, TakeDistancesToBothSides) {
+  for (const int64_t n : {0, 1, 7, 16, 33, 512}) {
+    for (const int64_t distance : {int64_t{-3}, int64_t{0}, int64_t{20}, int64_t{1} << 40}) {
+      std::vector<float> row(n + 1, 3);
+      AddDistances(row.data(), n, 0.5f, 0.25f, distance);
+      for (int64_t i = 0; i < n; ++i) {
+        const double expected = 1.5 - 0.25 * static_cast<double>(std::abs(distance - i));
+        ASSERT_NEAR(row[i], expected, 1e-6 * std::abs(expected)) << n << " " << i;
+      }
+      ASSERT_EQ(row[n], 3);
+    }
+  }
+}
+
+// NaN is hidden, too.
+TEST(ScoreRows, AreHidden) {
+  for (const int64_t n : {0, 1, 7, 16, 33, 512}) {
+    std::vector<float> row(n + 1, 3);
+    std::vector<uint8_t> visible(n + 1);
+    for (int64_t i = 0; i < n; ++i) visible[i] = i % 3 == 0 ? 0 : static_cast<uint8_t>(i);
+    for (int64_t i = 0; i < n; i += 6) row[i] = std::nanf("");
+    Hide(row.data(), visible.data(), n, 0.5f);
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(row[i], visible[i] ? 1.5f : -kInfinity) << n;
+    ASSERT_EQ(row[n], 3);
+  }
+}
+
 TEST(ScoreRows, WeighScoresOfEveryMagnitude) {
   Random random(1);
   for (int64_t n = 0; n <= 600; n = n < 70 ? n + 1 : n + 77) {
