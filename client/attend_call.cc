@@ -24,8 +24,13 @@ AttendCall::AttendCall(const v1::AttendHeader& header, const AttendInputs& input
   v1::AttendRequest first;
   *first.mutable_header() = header;
   outgoing_ = EncodeProto(first);
-  uploads_ = {
-      {v1::TENSOR_ID_Q, inputs.q}, {v1::TENSOR_ID_K, inputs.k}, {v1::TENSOR_ID_V, inputs.v}};
+  for (const Upload& upload :
+       {Upload{v1::TENSOR_ID_Q, inputs.q}, Upload{v1::TENSOR_ID_K, inputs.k},
+        Upload{v1::TENSOR_ID_V, inputs.v}, Upload{v1::TENSOR_ID_ALIBI_SLOPES, inputs.alibi_slopes},
+        Upload{v1::TENSOR_ID_SINK_LOGITS, inputs.sink_logits},
+        Upload{v1::TENSOR_ID_BIAS, inputs.bias}}) {
+    if (!upload.bytes.empty()) uploads_.push_back(upload);
+  }
   downloads_.push_back({v1::TENSOR_ID_OUT, outputs.out});
   if (!outputs.lse.empty()) downloads_.push_back({v1::TENSOR_ID_LSE, outputs.lse});
   for (const Download& download : downloads_) {

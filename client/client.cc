@@ -105,8 +105,7 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
   if (!channel.ok()) return channel.status();
 
   auto loan = std::make_shared<Loan>();
-  const uint64_t total = request.inputs.q.size() + request.inputs.k.size() +
-                         request.inputs.v.size() + request.outputs.out.size() +
+  const uint64_t total = BytesOf(request.header.spec())->inputs() + request.outputs.out.size() +
                          request.outputs.lse.size();
   auto call = std::make_unique<AttendCall>(request.header, request.inputs, request.outputs, loan);
   call->Start(*channel, std::chrono::system_clock::now() + Until(request.deadline));

@@ -10,7 +10,8 @@
 namespace ringserve {
 namespace {
 
-// Dimensions alone: whether a mask or an extra is served is for the server to say.
+// Dimensions, and what else says how many bytes there are: whether a mask is served is for the
+// server to say.
 v1::AttentionSpec DimensionsOf(const v1::AttentionSpec& spec) {
   v1::AttentionSpec dims;
   dims.set_batch(spec.batch());
@@ -22,6 +23,9 @@ v1::AttentionSpec DimensionsOf(const v1::AttentionSpec& spec) {
   dims.set_value_dim(spec.value_dim());
   dims.set_dtype(spec.dtype());
   dims.set_tensor_layout(spec.tensor_layout());
+  if (spec.has_bias()) *dims.mutable_bias() = spec.bias();
+  dims.set_alibi_slopes(spec.alibi_slopes());
+  dims.set_sink_logits(spec.sink_logits());
   return dims;
 }
 
@@ -42,11 +46,17 @@ absl::StatusOr<TensorBytes> BytesOf(const v1::AttentionSpec& spec) {
   const v1::AttentionSpec dims = DimensionsOf(spec);
   const absl::Status status = ValidateSpec(dims);
   if (!status.ok()) return status;
-  return TensorBytes{.q = ShapeOf(v1::TENSOR_ID_Q, dims).bytes(),
-                     .k = ShapeOf(v1::TENSOR_ID_K, dims).bytes(),
-                     .v = ShapeOf(v1::TENSOR_ID_V, dims).bytes(),
-                     .out = ShapeOf(v1::TENSOR_ID_OUT, dims).bytes(),
-                     .lse = ShapeOf(v1::TENSOR_ID_LSE, dims).bytes()};
+  const auto bytes = [&](v1::TensorId tensor, bool has = true) {
+    return has ? ShapeOf(tensor, dims).bytes() : 0;
+  };
+  return TensorBytes{.q = bytes(v1::TENSOR_ID_Q),
+                     .k = bytes(v1::TENSOR_ID_K),
+                     .v = bytes(v1::TENSOR_ID_V),
+                     .out = bytes(v1::TENSOR_ID_OUT),
+                     .lse = bytes(v1::TENSOR_ID_LSE),
+                     .bias = bytes(v1::TENSOR_ID_BIAS, dims.has_bias()),
+                     .alibi_slopes = bytes(v1::TENSOR_ID_ALIBI_SLOPES, dims.alibi_slopes()),
+                     .sink_logits = bytes(v1::TENSOR_ID_SINK_LOGITS, dims.sink_logits())};
 }
 
 absl::Status CheckSpans(const v1::AttendHeader& header, const AttendInputs& inputs,
@@ -63,13 +73,17 @@ absl::Status CheckSpans(const v1::AttendHeader& header, const AttendInputs& inpu
            CheckSize("inputs.q", inputs.q.size(), bytes->q),
            CheckSize("inputs.k", inputs.k.size(), bytes->k),
            CheckSize("inputs.v", inputs.v.size(), bytes->v),
+           CheckSize("inputs.bias", inputs.bias.size(), bytes->bias),
+           CheckSize("inputs.alibi_slopes", inputs.alibi_slopes.size(), bytes->alibi_slopes),
+           CheckSize("inputs.sink_logits", inputs.sink_logits.size(), bytes->sink_logits),
            CheckSize("outputs.out", outputs.out.size(), bytes->out),
            CheckSize("outputs.lse", outputs.lse.size(), return_lse ? bytes->lse : 0),
        }) {
     if (!status.ok()) return status;
   }
   for (const std::span<std::byte> output : {outputs.out, outputs.lse}) {
-    for (const std::span<const std::byte> input : {inputs.q, inputs.k, inputs.v}) {
+    for (const std::span<const std::byte> input :
+         {inputs.q, inputs.k, inputs.v, inputs.bias, inputs.alibi_slopes, inputs.sink_logits}) {
       if (Overlap(output, input)) return absl::InvalidArgumentError("an output overlaps an input");
     }
   }

@@ -1,19 +1,29 @@
 #include "proto/chunk_sequence.h"
 
+#include <algorithm>
 #include <cassert>
 #include <iterator>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/tensor_shape.h"
 
 namespace ringserve {
 
-void ChunkSequence::Expect(v1::TensorId tensor, uint64_t bytes) {
-  assert(bytes > 0);
-  const bool added = tensors_.emplace(tensor, Progress{0, bytes}).second;
+void ChunkSequence::Expect(v1::TensorId tensor, uint64_t bytes) { ExpectBlocks(tensor, {bytes}); }
+
+void ChunkSequence::ExpectBlocks(v1::TensorId tensor, const std::vector<uint64_t>& blocks) {
+  Progress progress;
+  uint64_t end = 0;
+  for (const uint64_t bytes : blocks) {
+    assert(bytes > 0);
+    progress.blocks.push_back({end, end + bytes});
+    end += bytes;
+  }
+  const bool added = tensors_.emplace(tensor, std::move(progress)).second;
   assert(added);
   static_cast<void>(added);
-  missing_ += bytes;
+  missing_ += end;
 }
 
 absl::Status ChunkSequence::Accept(v1::TensorId tensor, uint64_t offset, uint64_t size) {
@@ -28,12 +38,19 @@ absl::Status ChunkSequence::Accept(v1::TensorId tensor, uint64_t offset, uint64_
         absl::StrCat("chunk of ", TensorName(tensor), " at offset ", offset, ": ", what...));
   };
   if (size == 0) return wrong("chunks.data is empty");
-  if (offset != progress.received) {
-    return wrong("expected offset ", progress.received,
-                 offset > progress.received ? " (a gap)" : " (an overlap)");
+  // Past the end of all it is the last block that says what is expected.
+  auto block = std::partition_point(progress.blocks.begin(), std::prev(progress.blocks.end()),
+                                    [&](const Block& before) { return before.end <= offset; });
+  if (offset != block->next) {
+    return wrong("expected offset ", block->next,
+                 offset > block->next ? " (a gap)" : " (an overlap)");
   }
-  if (size > progress.bytes - progress.received) {
-    return wrong(size, " bytes go past the tensor's end at ", progress.bytes, " bytes");
+  if (size > progress.bytes() - offset) {
+    return wrong(size, " bytes go past the tensor's end at ", progress.bytes(), " bytes");
+  }
+  for (uint64_t begin = offset, end = offset + size; begin < end; ++block) {
+    if (block->next != begin) return wrong("expected offset ", block->next, " (an overlap)");
+    begin = block->next = std::min(end, block->end);
   }
   progress.received += size;
   missing_ -= size;
@@ -42,10 +59,11 @@ absl::Status ChunkSequence::Accept(v1::TensorId tensor, uint64_t offset, uint64_
 
 absl::Status ChunkSequence::CheckComplete() const {
   for (const auto& [tensor, progress] : tensors_) {
-    if (progress.received == progress.bytes) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "upload of ", TensorName(tensor), " ended after ", progress.received, " of ",
-        progress.bytes, " bytes: ", progress.bytes - progress.received, " are missing"));
+    const uint64_t bytes = progress.bytes();
+    if (progress.received == bytes) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("upload of ", TensorName(tensor), " ended after ", progress.received, " of ",
+                     bytes, " bytes: ", bytes - progress.received, " are missing"));
   }
   return absl::OkStatus();
 }

@@ -4,17 +4,23 @@
 
 #include <cstdint>
 #include <map>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "ringserve/v1/tensor.pb.h"
 
 namespace ringserve {
 
-// An upload: each expected tensor's offsets ascend without gap or overlap.
+// An upload: each expected tensor's offsets ascend without gap or overlap, or those of each of its
+// blocks do.
 class ChunkSequence {
  public:
   // `bytes` > 0; once per tensor.
   void Expect(v1::TensorId tensor, uint64_t bytes);
+
+  // The same for a tensor of several blocks, one after the other, each of so many bytes > 0: they
+  // may grow side by side, and a chunk may end one and begin the next.
+  void ExpectBlocks(v1::TensorId tensor, const std::vector<uint64_t>& blocks);
 
   // INVALID_ARGUMENT, naming the tensor and the offset that was expected: a tensor that was not
   // announced, an empty chunk, a gap, an overlap, bytes past the end.
@@ -26,9 +32,15 @@ class ChunkSequence {
   absl::Status CheckComplete() const;
 
  private:
+  struct Block {
+    uint64_t next = 0;  // the offset that is expected; `end`: none
+    uint64_t end = 0;
+  };
   struct Progress {
+    std::vector<Block> blocks;  // ascending, without a gap; not empty
     uint64_t received = 0;
-    uint64_t bytes = 0;
+
+    uint64_t bytes() const { return blocks.back().end; }
   };
   std::map<v1::TensorId, Progress> tensors_;
   uint64_t missing_ = 0;

@@ -108,6 +108,8 @@ absl::Status AttendCall::TakeHeaderLocked() {
   v1::AttendHeader header = *std::move(parsed);
   if (header.request_id().empty()) header.set_request_id(NewRequestId());
   ApplyDefaults(calls_.options_, *header.mutable_options());
+  absl::Status limits = CheckLimits(calls_.options_, header.spec());
+  if (!limits.ok()) return limits;
   record_.request_id = header.request_id();
   state_ = State::kQueued;
   job_ended_ = false;
@@ -298,6 +300,7 @@ void AttendCall::OnRankEnded(int rank, const absl::Status& status, bool released
 
 void AttendCall::PumpLocked() {
   if (state_ == State::kUploading || state_ == State::kReady || state_ == State::kRunning) {
+    RouteLocked();
     ranks_.Write(*upload_);
     WriteClientLocked();
     ReadClientLocked();
@@ -306,10 +309,21 @@ void AttendCall::PumpLocked() {
   }
 }
 
+// What goes to several places takes more room than it came in. Where nothing else is held it may go
+// on in any case: nobody would come back to it.
+void AttendCall::RouteLocked() {
+  while (!upload_->routed()) {
+    const bool alone = account_.held() == upload_->waiting_bytes();
+    if (!alone && !account_.MayRead(UploadRouter::kCopiedBytes)) return;
+    account_.Hold(upload_->RouteCopies());
+  }
+}
+
 // After the last byte, too: only the half-close says that no more will come.
 void AttendCall::ReadClientLocked() {
   if (state_ != State::kUploading || reading_ || half_closed_) return;
-  if (!upload_->complete() && !(ranks_.HasRoom(*upload_) && account_.MayRead(kMaxMessageBytes))) {
+  if (!upload_->complete() &&
+      !(upload_->routed() && ranks_.HasRoom(*upload_) && account_.MayRead(kMaxMessageBytes))) {
     return;
   }
   reading_ = true;

@@ -88,6 +88,7 @@ class AttendCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   // Does whatever can be done now: writes, reads, the step into the next state.
   void PumpLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RouteLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReadClientLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteClientLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AdvanceLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

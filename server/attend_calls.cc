@@ -4,7 +4,9 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "proto/tensor_shape.h"
 #include "server/attend_call.h"
 
 namespace ringserve {
@@ -22,6 +24,14 @@ void ApplyDefaults(const AttendOptions& defaults, v1::AttentionOptions& options)
       options.rotate() == v1::ROTATE_METHOD_AUTO) {
     options.set_rotate(defaults.default_rotate);
   }
+}
+
+absl::Status CheckLimits(const AttendOptions& limits, const v1::AttentionSpec& spec) {
+  if (!spec.has_bias()) return absl::OkStatus();
+  const uint64_t bytes = ShapeOf(v1::TENSOR_ID_BIAS, spec).bytes();
+  if (bytes <= limits.max_bias_bytes) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("spec.bias takes ", bytes, " bytes, limit ",
+                                                    limits.max_bias_bytes, " (max_bias_bytes)"));
 }
 
 AttendCalls::AttendCalls(Coordinator& coordinator,

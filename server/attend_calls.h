@@ -32,7 +32,11 @@ struct AttendOptions {
   // What a request gets that leaves it to us.
   v1::Balancer default_balancer = v1::BALANCER_AUTO;
   v1::RotateMethod default_rotate = v1::ROTATE_METHOD_AUTO;
+  uint64_t max_bias_bytes = uint64_t{4} << 30;
 };
+
+// FAILED_PRECONDITION: the bias is larger than this server takes; says the limit.
+absl::Status CheckLimits(const AttendOptions& limits, const v1::AttentionSpec& spec);
 
 // Replaces AUTO and UNSPECIFIED.
 void ApplyDefaults(const AttendOptions& defaults, v1::AttentionOptions& options);

@@ -90,6 +90,8 @@ absl::Status AttentionService::DryRun(const v1::PlanRequest& request,
                                       v1::PlanResponse& response) const {
   v1::AttentionOptions options = request.options();
   ApplyDefaults(calls_.options(), options);
+  const absl::Status limits = CheckLimits(calls_.options(), request.spec());
+  if (!limits.ok()) return limits;
   const absl::StatusOr<ringserve::Plan> plan =
       MakePlan(request.spec(), options, GroupFor(options, coordinator_.group()),
                coordinator_.measurements());
@@ -115,6 +117,7 @@ grpc::ServerUnaryReactor* AttentionService::GetCluster(grpc::CallbackServerConte
   limits.set_max_deadline_seconds(
       std::chrono::duration<double>(calls_.options().max_deadline).count());
   limits.set_min_rate_bytes_per_second(calls_.options().minimum_rate.bytes_per_second);
+  limits.set_max_bias_bytes(calls_.options().max_bias_bytes);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

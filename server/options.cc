@@ -45,6 +45,8 @@ void AddLimits(OptionTable& table, ServerOptions& options) {
       absl::StrCat("A client that moves less in ", rate.window.count() / 1'000,
                    " s that it is waited for is cut off (whole messages count); 0: "
                    "never"));
+  table.Size("max-bias-bytes", 0, uint64_t{1} << 62, options.attend.max_bias_bytes,
+             "The largest dense bias or boolean mask tensor that a request may bring");
   table.Time<seconds>("drain-s", 0, kDaySeconds, options.drain,
                       "On SIGTERM, the longest that jobs which run are waited for");
 }

@@ -1,6 +1,7 @@
 #include "worker/assignment.h"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -11,6 +12,8 @@
 
 namespace ringserve {
 namespace {
+
+constexpr int64_t kMostDistance = 4 * kMaxOffset;
 
 template <typename... Args>
 absl::Status Wrong(const Args&... args) {
@@ -42,6 +45,16 @@ uint64_t ShardBytes(v1::TensorId tensor, const v1::AttentionSpec& spec,
   for (const int64_t count : rows) total_rows += count;
   if (rows.size() == 1) total_rows *= shape.batch;
   return total_rows * shape.planes_per_batch * shape.row_bytes;
+}
+
+// A bias that all batch rows share is there once for each that has rows of its own.
+std::vector<uint64_t> BiasBlocks(const v1::AttentionSpec& spec, const std::vector<int64_t>& rows) {
+  const TensorShape shape = ShapeOf(v1::TENSOR_ID_BIAS, spec);
+  const uint64_t row_bytes = static_cast<uint64_t>(shape.planes_per_batch) * shape.row_bytes;
+  std::vector<uint64_t> blocks;
+  for (const int64_t count : rows)
+    blocks.push_back((rows.size() == 1 ? shape.batch : 1) * row_bytes * count);
+  return blocks;
 }
 
 absl::Status CheckShards(const v1::Assignment& assignment) {
@@ -93,6 +106,15 @@ absl::Status CheckTile(const v1::Tile& tile, const RankAssignment& job, const st
     return Wrong(field, ".k is [", tile.k_begin(), ", ", tile.k_end(), "): must lie in [0, ",
                  k_rows, ")");
   }
+  if (!ScoresByPosition(job.spec)) return absl::OkStatus();
+  const int64_t most = job.spec.kv_len() - (tile.k_end() - tile.k_begin());
+  if (tile.k_position() < 0 || tile.k_position() > most) {
+    return Wrong(field, ".k_position is ", tile.k_position(), ": must lie in [0, ", most, "]");
+  }
+  if (tile.distance() < -kMostDistance || tile.distance() > kMostDistance) {
+    return Wrong(field, ".distance is ", tile.distance(), ": must be within ", kMostDistance,
+                 " of 0");
+  }
   return absl::OkStatus();
 }
 
@@ -115,7 +137,9 @@ Tile FromProto(const v1::Tile& tile) {
            .q_end = tile.q_end(),
            .k_begin = tile.k_begin(),
            .k_end = tile.k_end(),
-           .batch_row = tile.batch_row()};
+           .batch_row = tile.batch_row(),
+           .k_position = tile.k_position(),
+           .distance = tile.distance()};
   if (tile.has_lo()) out.lo = tile.lo();
   if (tile.has_hi()) out.hi = tile.hi();
   return out;
@@ -168,11 +192,22 @@ absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>&
 
 }  // namespace
 
+uint64_t RankAssignment::bias_bytes() const {
+  return std::accumulate(bias_blocks.begin(), bias_blocks.end(), uint64_t{0});
+}
+
 ChunkSequence RankAssignment::ExpectedInput() const {
   ChunkSequence input;
   if (q_bytes > 0) input.Expect(v1::TENSOR_ID_Q, q_bytes);
   if (k_bytes > 0) input.Expect(v1::TENSOR_ID_K, k_bytes);
   if (v_bytes > 0) input.Expect(v1::TENSOR_ID_V, v_bytes);
+  std::vector<uint64_t> blocks = bias_blocks;
+  // What every batch row has for itself comes in one piece.
+  if (spec.bias().per_batch()) blocks = {bias_bytes()};
+  blocks.erase(std::remove(blocks.begin(), blocks.end(), uint64_t{0}), blocks.end());
+  if (!blocks.empty()) input.ExpectBlocks(v1::TENSOR_ID_BIAS, blocks);
+  if (slope_bytes > 0) input.Expect(v1::TENSOR_ID_ALIBI_SLOPES, slope_bytes);
+  if (sink_bytes > 0) input.Expect(v1::TENSOR_ID_SINK_LOGITS, sink_bytes);
   return input;
 }
 
@@ -193,6 +228,7 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
   job.request_id = assignment.request_id();
   job.spec = assignment.spec();
   job.return_lse = assignment.return_lse();
+  job.lse_without_sinks = assignment.lse_without_sinks();
   job.q_rows.assign(assignment.q_rows().begin(), assignment.q_rows().end());
   job.peak_bytes = assignment.peak_bytes();
   job.plan.job = assignment.job();
@@ -212,7 +248,12 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
   job.v_bytes = ShardBytes(v1::TENSOR_ID_V, job.spec, kv_rows);
   job.out_bytes = ShardBytes(v1::TENSOR_ID_OUT, job.spec, job.q_rows);
   job.lse_bytes = ShardBytes(v1::TENSOR_ID_LSE, job.spec, job.q_rows);
-  const uint64_t shards = job.q_bytes + job.k_bytes + job.v_bytes + job.out_bytes + job.lse_bytes;
+  if (job.spec.has_bias()) job.bias_blocks = BiasBlocks(job.spec, job.q_rows);
+  if (job.spec.alibi_slopes())
+    job.slope_bytes = ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, job.spec).bytes();
+  if (job.spec.sink_logits()) job.sink_bytes = ShapeOf(v1::TENSOR_ID_SINK_LOGITS, job.spec).bytes();
+  const uint64_t shards = job.q_bytes + job.k_bytes + job.v_bytes + job.bias_bytes() +
+                          job.slope_bytes + job.sink_bytes + job.out_bytes + job.lse_bytes;
   if (shards > job.peak_bytes) {
     return Wrong("peak_bytes is ", job.peak_bytes, ": the shards alone take ", shards);
   }

@@ -18,11 +18,16 @@ struct RankAssignment {
   std::string request_id;
   v1::AttentionSpec spec;
   bool return_lse = false;
+  bool lse_without_sinks = false;
   std::vector<int64_t> q_rows;  // per batch row; one entry: all the same
   RankPlan plan;                // `members` is empty until Start (see BindMembers)
   uint64_t q_bytes = 0, k_bytes = 0, v_bytes = 0, out_bytes = 0,
-           lse_bytes = 0;  // this rank's shards
+           lse_bytes = 0;                    // this rank's shards
+  std::vector<uint64_t> bias_blocks;         // bytes: one block, or one for each entry of q_rows
+  uint64_t slope_bytes = 0, sink_bytes = 0;  // 0: there are none
   uint64_t peak_bytes = 0;
+
+  uint64_t bias_bytes() const;  // of all blocks
 
   // The tensors that this rank receives, with their bytes.
   ChunkSequence ExpectedInput() const;

@@ -115,6 +115,7 @@ void Engine::Perform(Turn& turn) {
   RingStatistics statistics;
   const RankAssignment& assignment = turn.job->assignment;
   const RingOptions options = {.scale = Scale(assignment.spec),
+                               .lse_without_sinks = assignment.lse_without_sinks,
                                .exchange_deadline = options_.exchange_deadline,
                                .on_step = [&](int step) {
                                  spdlog::debug("step={}/{} job={} request={} rank={}", step,

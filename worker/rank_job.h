@@ -18,12 +18,15 @@ struct RankJob {
   // RESOURCE_EXHAUSTED: the system refuses.
   absl::Status Allocate();
 
-  // Where the bytes of this rank's shard of `tensor` (Q, K, V, OUT or LSE) begin.
+  // Where the bytes of this rank's shard of `tensor`, an upload or OUT or LSE, begin.
   std::byte* Data(v1::TensorId tensor) const;
 
   RankAssignment assignment;
   HostBuffer q;
   HostBuffer kv;  // K's dense bytes, then V's
+  HostBuffer bias;
+  HostBuffer slopes;
+  HostBuffer sinks;
   HostBuffer out;
   HostBuffer lse;
 };

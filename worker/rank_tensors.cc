@@ -33,6 +33,29 @@ at::Tensor View(const std::shared_ptr<RankJob>& job, std::byte* buffer, uint64_t
       buffer + offset, sizes, strides, [job](void*) {}, at::TensorOptions().dtype(type));
 }
 
+void AddExtras(const std::shared_ptr<RankJob>& job, RankTensors& tensors) {
+  const RankAssignment& assignment = job->assignment;
+  const v1::AttentionSpec& spec = assignment.spec;
+  if (spec.has_bias()) {
+    const TensorShape shape = ShapeOf(v1::TENSOR_ID_BIAS, spec);
+    const at::ScalarType type = spec.bias().boolean() ? at::kByte : ToScalarType(spec.dtype());
+    const int64_t batch = assignment.q_rows.size() == 1 ? shape.batch : 1;
+    uint64_t begin = 0;
+    for (size_t i = 0; i < assignment.q_rows.size(); ++i) {
+      tensors.bias.push_back(
+          View(job, job->bias.data(), begin, true,
+               {batch, shape.planes_per_batch, assignment.q_rows[i], spec.kv_len()}, type));
+      begin += assignment.bias_blocks[i];
+    }
+  }
+  const auto per_head = [&](const HostBuffer& buffer) {
+    return View(job, buffer.data(), 0, true, {1, 1, 1, spec.q_heads()}, at::kFloat)
+        .view({spec.q_heads()});
+  };
+  if (spec.alibi_slopes()) tensors.alibi_slopes = per_head(job->slopes);
+  if (spec.sink_logits()) tensors.sink_logits = per_head(job->sinks);
+}
+
 }  // namespace
 
 RankTensors MakeTensors(const std::shared_ptr<RankJob>& job) {
@@ -57,6 +80,7 @@ RankTensors MakeTensors(const std::shared_ptr<RankJob>& job) {
                               .squeeze(-1));
     row += batch * rows;
   }
+  AddExtras(job, tensors);
   const int64_t kv_bytes = static_cast<int64_t>(job->kv.size());
   tensors.kv = View(job, job->kv.data(), 0, true, {1, 1, 1, kv_bytes}, at::kByte).view({kv_bytes});
   return tensors;

@@ -3,6 +3,7 @@
 //   auto client = ringserve::Client::Connect({.server = "127.0.0.1:7070"});
 //   ringserve::v1::AttendHeader header;  // spec and options, as ringserve/v1/attention.proto says
 //   auto result = (*client)->Attend(header, {q, k, v}, {out, lse});
+//   // with spec.bias, spec.alibi_slopes or spec.sink_logits: {.q = q, ..., .alibi_slopes = slopes}
 #pragma once
 
 #include <chrono>
@@ -25,9 +26,12 @@ struct ClientOptions {
   std::chrono::milliseconds connect_timeout{5'000};
 };
 
-// Dense little-endian bytes in the spec's layout, owned by the caller until the call returns.
+// Dense little-endian bytes in the spec's layout, owned by the caller until the call returns. The
+// extras are empty unless the spec has them: `bias` [B|1, Hq|1, Tq, Tk] in either layout, of the
+// spec's dtype, or bytes where it is boolean; `alibi_slopes` and `sink_logits` [Hq], f32.
 struct AttendInputs {
   std::span<const std::byte> q, k, v;
+  std::span<const std::byte> bias = {}, alibi_slopes = {}, sink_logits = {};
 };
 
 // `lse` may be empty unless options.return_lse. Undefined until the call returned OK.
@@ -72,6 +76,9 @@ class Client {
 // Bytes that each tensor of `spec` must have. INVALID_ARGUMENT as the server would say.
 struct TensorBytes {
   uint64_t q = 0, k = 0, v = 0, out = 0, lse = 0;
+  uint64_t bias = 0, alibi_slopes = 0, sink_logits = 0;  // 0: the spec has none
+
+  uint64_t inputs() const { return q + k + v + bias + alibi_slopes + sink_logits; }
 };
 absl::StatusOr<TensorBytes> BytesOf(const v1::AttentionSpec& spec);
 

@@ -35,6 +35,43 @@ TEST(ChunkSequence, AcceptsTensorsThatInterleaveWhileEachAscends) {
   EXPECT_TRUE(upload.CheckComplete().ok());
 }
 
+TEST(ChunkSequence, AcceptsBlocksThatGrowSideBySide) {
+  ChunkSequence upload;
+  upload.ExpectBlocks(v1::TENSOR_ID_BIAS, {4, 2, 6});
+  EXPECT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 4, 1).ok());
+  EXPECT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 0, 3).ok());
+  EXPECT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 5, 2).ok())
+      << "the end of one, the next one's begin";
+  EXPECT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 3, 1).ok());
+  EXPECT_THAT(Text(upload.CheckComplete()), HasSubstr("5 are missing"));
+  EXPECT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 7, 5).ok());
+  EXPECT_TRUE(upload.complete());
+}
+
+TEST(ChunkSequence, RefusesWhatIsNotTheNextByteOfItsBlock) {
+  const struct {
+    uint64_t offset, size;
+    const char* says;
+  } kWrongs[] = {
+      {4, 1, "expected offset 5 (an overlap)"},
+      {0, 1, "expected offset 1 (an overlap)"},
+      {2, 1, "expected offset 1 (a gap)"},
+      {7, 1, "expected offset 6 (a gap)"},
+      {1, 4, "expected offset 5 (an overlap)"},  // into the second block, which has begun
+      {6, 7, "7 bytes go past the tensor's end at 12 bytes"},
+      {12, 1, "expected offset 6 (a gap)"},
+  };
+  for (const auto& wrong : kWrongs) {
+    ChunkSequence upload;
+    upload.ExpectBlocks(v1::TENSOR_ID_BIAS, {4, 2, 6});
+    ASSERT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 0, 1).ok());
+    ASSERT_TRUE(upload.Accept(v1::TENSOR_ID_BIAS, 4, 1).ok());
+    const absl::Status status = upload.Accept(v1::TENSOR_ID_BIAS, wrong.offset, wrong.size);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(Text(status), HasSubstr(wrong.says));
+  }
+}
+
 TEST(ChunkSequence, RefusesWhatIsNotTheNextByte) {
   struct Wrong {
     v1::TensorId tensor;

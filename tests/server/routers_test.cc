@@ -164,6 +164,128 @@ TEST(UploadRouter, EveryRankGetsItsShardInOrderWhateverTheChunks) {
   }
 }
 
+// Takes all that waits for `rank` as a worker does, in whatever order its blocks grow.
+void CollectAnyOrder(UploadRouter& upload, int rank, Bytes& shards) {
+  while (!upload.queue(rank).empty()) {
+    const OutgoingMessage message = upload.queue(rank).Pop();
+    const auto chunks = ParseChunks(message.buffer);
+    ASSERT_TRUE(chunks.ok()) << chunks.status();
+    for (const DataChunk& chunk : *chunks) {
+      std::string& shard = shards[chunk.tensor];
+      shard.resize(std::max<size_t>(shard.size(), chunk.offset + chunk.size));
+      chunk.CopyTo(reinterpret_cast<std::byte*>(shard.data() + chunk.offset));
+    }
+  }
+}
+
+TEST(UploadRouter, SendsWhatIsPerHeadToEveryRank) {
+  v1::AttentionSpec spec = SmallSpec();
+  spec.set_alibi_slopes(true);
+  spec.set_sink_logits(true);
+  const Plan plan = MakePlanOver(spec, v1::BALANCER_CONTIGUOUS, 3);
+  UploadRouter upload(plan);
+  ASSERT_TRUE(upload.Take(OneChunk(v1::TENSOR_ID_SINK_LOGITS, 0, "sinklogi")).ok());
+  EXPECT_EQ(upload.waiting_bytes(), 8u);
+  EXPECT_EQ(upload.RouteCopies(), 16u);
+  ASSERT_TRUE(upload.Take(OneChunk(v1::TENSOR_ID_ALIBI_SLOPES, 0, "slop")).ok());
+  ASSERT_TRUE(upload.Take(OneChunk(v1::TENSOR_ID_ALIBI_SLOPES, 4, "es!!")).ok());
+  while (!upload.routed()) upload.RouteCopies();
+  for (int rank = 0; rank < 3; ++rank) {
+    Bytes shards;
+    ASSERT_NO_FATAL_FAILURE(Collect(upload, rank, shards));
+    EXPECT_EQ(shards, (Bytes{{v1::TENSOR_ID_ALIBI_SLOPES, "slopes!!"},
+                             {v1::TENSOR_ID_SINK_LOGITS, "sinklogi"}}));
+  }
+}
+
+TEST(UploadRouter, SendsTheBiasOfItsQueriesToEachRank) {
+  for (int seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937 random(seed);
+    v1::AttentionSpec spec = RandomSpec(random);
+    spec.mutable_bias()->set_boolean(random() % 2 == 0);
+    spec.mutable_bias()->set_per_batch(random() % 2 == 0);
+    spec.mutable_bias()->set_per_head(random() % 2 == 0);
+    const Plan plan = MakePlanOver(spec, v1::BALANCER_HEAD_TAIL, 1 + seed % 4);
+    UploadRouter upload(plan);
+    const std::string bias = RandomBytes(random, ShapeOf(v1::TENSOR_ID_BIAS, spec).bytes());
+    for (size_t sent = 0; sent < bias.size();) {
+      const std::string part = bias.substr(sent, 1 + random() % 50'000);
+      const DataChunk chunk = Scattered(random, v1::TENSOR_ID_BIAS, sent, part);
+      ASSERT_TRUE(upload.Take(Message({chunk})).ok());
+      sent += part.size();
+    }
+    EXPECT_TRUE(upload.routed());
+    for (int rank = 0; rank < plan.ranks(); ++rank) {
+      Bytes shards;
+      ASSERT_NO_FATAL_FAILURE(Collect(upload, rank, shards));
+      ASSERT_EQ(shards[v1::TENSOR_ID_BIAS], ShardOf(plan, v1::TENSOR_ID_BIAS, bias, rank));
+    }
+  }
+}
+
+// One block for each batch row, whose queries are elsewhere.
+TEST(UploadRouter, SendsASharedBiasToThePlaceOfEachBatchRow) {
+  v1::AttentionSpec spec = SmallSpec();
+  spec.set_batch(2);
+  for (const int64_t first : {2, 6}) {
+    v1::Documents& documents = *spec.add_masks()->mutable_documents();
+    documents.add_q_lengths(first);
+    documents.add_q_lengths(8 - first);
+    documents.add_kv_lengths(3);
+    documents.add_kv_lengths(3);
+  }
+  spec.mutable_bias()->set_per_head(true);
+  const Plan plan = MakePlanOver(spec, v1::BALANCER_PER_DOCUMENT, 2);
+  ASSERT_EQ(plan.q.rows.size(), 2u);
+  ASSERT_NE(plan.q.rows[0], plan.q.rows[1]);
+  std::mt19937 random(1);
+  const TensorShape shape = ShapeOf(v1::TENSOR_ID_BIAS, spec);
+  const std::string bias = RandomBytes(random, shape.bytes());
+  UploadRouter upload(plan);
+  ASSERT_TRUE(upload.Take(Message({Scattered(random, v1::TENSOR_ID_BIAS, 0, bias)})).ok());
+  EXPECT_TRUE(upload.queue(0).empty());
+  EXPECT_EQ(upload.waiting_bytes(), bias.size());
+  uint64_t more = 0;
+  while (!upload.routed()) more += upload.RouteCopies();
+  EXPECT_EQ(more, bias.size());
+  for (int rank = 0; rank < 2; ++rank) {
+    std::string expected;
+    for (const RowLayout& row : plan.q.rows) {
+      for (int64_t head = 0; head < 2; ++head) {
+        for (const Segment& segment : row[rank]) {
+          expected += bias.substr((head * 8 + segment.begin) * shape.row_bytes,
+                                  segment.size() * shape.row_bytes);
+        }
+      }
+    }
+    Bytes shards;
+    ASSERT_NO_FATAL_FAILURE(CollectAnyOrder(upload, rank, shards));
+    EXPECT_EQ(shards[v1::TENSOR_ID_BIAS], expected) << "rank " << rank;
+  }
+}
+
+// 4 MiB to 64 ranks are 256 MiB: they are not there at a time.
+TEST(UploadRouter, LetsCopiesWaitForRoom) {
+  v1::AttentionSpec spec = SmallSpec();
+  spec.set_q_heads(1 << 20);
+  spec.set_alibi_slopes(true);
+  const Plan plan = MakePlanOver(spec, v1::BALANCER_CONTIGUOUS, 64);
+  UploadRouter upload(plan);
+  const std::string slopes((4 << 20) - 100, 's');
+  ASSERT_TRUE(upload.Take(OneChunk(v1::TENSOR_ID_ALIBI_SLOPES, 0, slopes)).ok());
+  ASSERT_TRUE(upload.Take(OneChunk(v1::TENSOR_ID_Q, 0, "behind it waits the rest")).ok());
+  const uint64_t waiting = upload.waiting_bytes();
+  EXPECT_EQ(waiting, slopes.size() + 24);
+  const uint64_t more = upload.RouteCopies();
+  EXPECT_LE(more, UploadRouter::kCopiedBytes);
+  uint64_t queued = 0;
+  for (int rank = 0; rank < 64; ++rank) queued += upload.queue(rank).data_bytes();
+  EXPECT_EQ(queued + upload.waiting_bytes(), waiting + more);
+  EXPECT_EQ(upload.Clear(), waiting + more);
+  EXPECT_TRUE(upload.routed());
+}
+
 TEST(UploadRouter, NothingOfAMessageThatIsRefusedIsQueued) {
   const Plan plan = MakePlanOver(SmallSpec(), v1::BALANCER_CONTIGUOUS, 1);
   UploadRouter upload(plan);

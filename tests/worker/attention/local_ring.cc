@@ -37,6 +37,33 @@ void Scatter(const Plan& plan, v1::TensorId tensor, const std::vector<std::byte>
   }
 }
 
+// As the coordinator's router and the worker see it: what all ranks have, and a bias that batch
+// rows with layouts of their own share.
+void ScatterExtras(const Plan& plan, const Inputs& inputs,
+                   const std::vector<std::shared_ptr<RankJob>>& jobs) {
+  for (const std::shared_ptr<RankJob>& job : jobs) {
+    if (!inputs.alibi_slopes.empty())
+      std::memcpy(job->slopes.data(), inputs.alibi_slopes.data(), inputs.alibi_slopes.size());
+    if (!inputs.sink_logits.empty())
+      std::memcpy(job->sinks.data(), inputs.sink_logits.data(), inputs.sink_logits.size());
+  }
+  if (!plan.spec.has_bias()) return;
+  if (plan.q.shared() || plan.spec.bias().per_batch()) {
+    Scatter(plan, v1::TENSOR_ID_BIAS, inputs.bias, jobs);
+    return;
+  }
+  const TensorShape shape = ShapeOf(v1::TENSOR_ID_BIAS, plan.spec);
+  std::vector<uint64_t> begins(plan.ranks());
+  for (const RowLayout& row : plan.q.rows) {
+    const ShardMap map(shape, SequenceLayout{{row}});
+    for (const ByteRun& run : map.FromTensor(0, inputs.bias.size())) {
+      std::memcpy(jobs[run.rank]->bias.data() + begins[run.rank] + run.shard_offset,
+                  &inputs.bias[run.tensor_offset], run.size);
+    }
+    for (int rank = 0; rank < plan.ranks(); ++rank) begins[rank] += map.ShardBytes(rank);
+  }
+}
+
 std::vector<std::byte> Gather(const Plan& plan, v1::TensorId tensor,
                               const std::vector<std::shared_ptr<RankJob>>& jobs) {
   std::vector<std::byte> bytes(ShapeOf(tensor, plan.spec).bytes());
@@ -83,7 +110,9 @@ void RunRank(const std::shared_ptr<RankJob>& job, const LocalRingOptions& option
   RankAssignment& assignment = job->assignment;
   if (options.alter) options.alter(assignment);
   RingProgress progress;
-  RingOptions ring = {.scale = Scale(assignment.spec), .exchange_deadline = kPatience};
+  RingOptions ring = {.scale = Scale(assignment.spec),
+                      .lse_without_sinks = assignment.lse_without_sinks,
+                      .exchange_deadline = kPatience};
   if (options.on_step) {
     ring.on_step = [&](int step) { options.on_step(assignment.plan.rank, step, progress); };
   }
@@ -116,6 +145,7 @@ Outcome RunLocally(const Plan& plan, const Inputs& inputs, const LocalRingOption
   Scatter(plan, v1::TENSOR_ID_Q, inputs.q, jobs);
   Scatter(plan, v1::TENSOR_ID_K, inputs.k, jobs);
   Scatter(plan, v1::TENSOR_ID_V, inputs.v, jobs);
+  ScatterExtras(plan, inputs, jobs);
 
   std::vector<std::unique_ptr<MemoryCommunicator>> connected;
   std::vector<Communicator*> members = communicators;
