@@ -46,7 +46,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> CreateOutput(const AttendOpti
 absl::StatusOr<AttendResult> Call(const AttendOptions& options, const v1::AttendHeader& header,
                                   const AttendInputs& inputs, const AttendOutputs& outputs,
                                   Client& client) {
-  ProgressBar bar(inputs.q.size() + inputs.k.size() + inputs.v.size());
+  ProgressBar bar(inputs.q.size() + inputs.k.size() + inputs.v.size() + inputs.bias.size());
   CallOptions call;
   call.deadline = Milliseconds(options.deadline_seconds);
   call.max_attempts = options.retries + 1;
@@ -73,6 +73,9 @@ int RunAttend(const AttendOptions& options, const ClientOptions& client_options)
   absl::Status status =
       ApplyRequestOptions(options.request, *header.mutable_spec(), *header.mutable_options());
   if (!status.ok()) return Misused(status);
+  const absl::StatusOr<ExtrasFiles> extras =
+      OpenExtras(options.request.extras, *header.mutable_spec(), input->inputs);
+  if (!extras.ok()) return Misused(extras.status());
   header.mutable_options()->set_return_lse(true);
   absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(client_options);
   if (!client.ok()) return Misused(client.status());
@@ -86,8 +89,9 @@ int RunAttend(const AttendOptions& options, const ClientOptions& client_options)
 
   AttendReport report{header.spec(), *result, {}};
   if (options.verify) {
-    report.verification = Verify(header.spec(), result->statistics.plan().layout(), input->inputs,
-                                 {outputs.out, outputs.lse});
+    report.verification =
+        Verify(header.spec(), result->statistics.plan().layout(), input->inputs,
+               {outputs.out, outputs.lse, options.request.extras.lse_without_sinks});
   }
   const bool wrong = report.verification.has_value() && !report.verification->ok();
   if (!wrong) {

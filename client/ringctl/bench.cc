@@ -52,9 +52,9 @@ struct BenchOptions {
 
 std::atomic<bool> interrupted{false};
 
-// One header where dims are given, else many kinds.
-absl::StatusOr<std::vector<v1::AttendHeader>> Headers(const BenchOptions& options,
-                                                      int workers_now) {
+// One header where dims are given, else many kinds. `extras`: of the one header.
+absl::StatusOr<std::vector<v1::AttendHeader>> Headers(const BenchOptions& options, int workers_now,
+                                                      ExtrasFiles& files, AttendInputs& extras) {
   v1::AttendHeader asked;
   if (options.dims.any()) {
     absl::StatusOr<v1::AttentionSpec> spec =
@@ -71,7 +71,13 @@ absl::StatusOr<std::vector<v1::AttendHeader>> Headers(const BenchOptions& option
       ApplyRequestOptions(options.request, *asked.mutable_spec(), *asked.mutable_options());
   if (!status.ok()) return status;
   asked.mutable_options()->set_return_lse(true);
-  if (options.dims.any()) return std::vector<v1::AttendHeader>{asked};
+  if (options.dims.any()) {
+    absl::StatusOr<ExtrasFiles> opened =
+        OpenExtras(options.request.extras, *asked.mutable_spec(), extras);
+    if (!opened.ok()) return opened.status();
+    files = *std::move(opened);
+    return std::vector<v1::AttendHeader>{asked};
+  }
 
   const int workers = options.request.workers > 0 ? options.request.workers : workers_now;
   std::vector<v1::AttendHeader> headers = MixedHeaders(kMixedCases, workers, options.seed);
@@ -84,13 +90,14 @@ absl::StatusOr<std::vector<v1::AttendHeader>> Headers(const BenchOptions& option
 }
 
 absl::StatusOr<std::vector<LoadCase>> Cases(const BenchOptions& options,
-                                            const std::vector<v1::AttendHeader>& headers) {
+                                            const std::vector<v1::AttendHeader>& headers,
+                                            const AttendInputs& extras) {
   const absl::Status fits = CheckMemory(headers, options.concurrency, AvailableMemoryBytes());
   if (!fits.ok()) return fits;
   std::vector<LoadCase> cases;
   cases.reserve(headers.size());
   for (size_t i = 0; i < headers.size(); ++i) {
-    absl::StatusOr<LoadCase> load = MakeLoadCase(headers[i], options.seed + i);
+    absl::StatusOr<LoadCase> load = MakeLoadCase(headers[i], options.seed + i, extras);
     if (!load.ok()) return load.status();
     cases.push_back(*std::move(load));
   }
@@ -178,9 +185,11 @@ int RunBench(const BenchOptions& options, const ClientOptions& server) {
   if (!client.ok()) return Misused(client.status());
   const absl::StatusOr<v1::GetClusterResponse> cluster = (*client)->GetCluster();
   if (!cluster.ok()) return Failed(cluster.status(), server);
-  const auto headers = Headers(options, std::max(1, cluster->workers_size()));
+  ExtrasFiles files;
+  AttendInputs extras;
+  const auto headers = Headers(options, std::max(1, cluster->workers_size()), files, extras);
   if (!headers.ok()) return Misused(headers.status());
-  const absl::StatusOr<std::vector<LoadCase>> cases = Cases(options, *headers);
+  const absl::StatusOr<std::vector<LoadCase>> cases = Cases(options, *headers, extras);
   if (!cases.ok()) return Misused(cases.status());
 
   LoadRunOptions run = {.concurrency = options.concurrency,
@@ -255,6 +264,7 @@ void AddBenchCommand(CLI::App& app, Invocation& invocation) {
     };
     for (const char* flag : {"--layout", "--scale"}) note(flag);
     for (const char* flag : kMaskFlags) note(flag);
+    for (const char* flag : kExtrasFlags) note(flag);
     invocation.run = [options, &invocation] { return RunBench(*options, invocation.client); };
   });
 }

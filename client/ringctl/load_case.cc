@@ -153,11 +153,13 @@ absl::Status CheckMemory(std::span<const v1::AttendHeader> headers, int concurre
                    concurrency, ": this machine has ", BytesText(available_bytes), " available"));
 }
 
-absl::StatusOr<LoadCase> MakeLoadCase(const v1::AttendHeader& header, uint64_t seed) {
+absl::StatusOr<LoadCase> MakeLoadCase(const v1::AttendHeader& header, uint64_t seed,
+                                      const AttendInputs& extras) {
   const absl::StatusOr<TensorBytes> bytes = BytesOf(header.spec());
   if (!bytes.ok()) return bytes.status();
   LoadCase load;
   load.header = header;
+  load.extras = extras;
   std::mt19937_64 random(seed);
   for (const auto& [tensor, size] :
        {std::pair{&load.q, bytes->q}, {&load.k, bytes->k}, {&load.v, bytes->v}}) {

@@ -16,15 +16,19 @@ namespace ringserve {
 struct LoadCase {
   v1::AttendHeader header;
   std::vector<std::byte> q, k, v;
+  AttendInputs extras;  // bias, slopes and sink logits alone, which outlive this
   // Of the right answer; empty: not computed.
   std::vector<RowId> rows;
   std::vector<ReferenceRow> right;
 
-  AttendInputs inputs() const { return {q, k, v}; }
+  AttendInputs inputs() const {
+    return {q, k, v, extras.bias, extras.alibi_slopes, extras.sink_logits};
+  }
   // Whether Check can find fault with anything.
   bool comparable() const;
-  Verification Check(const Answer& answer) const {
-    return CompareRows(header.spec(), answer, rows, right);
+  Verification Check(std::span<const std::byte> out, std::span<const std::byte> lse) const {
+    return CompareRows(header.spec(), {out, lse, header.options().lse_without_sinks()}, rows,
+                       right);
   }
 };
 
@@ -39,8 +43,10 @@ std::vector<v1::AttendHeader> MixedHeaders(int count, int workers, uint64_t seed
 absl::Status CheckMemory(std::span<const v1::AttendHeader> headers, int concurrency,
                          uint64_t available_bytes);
 
-// Normal random numbers in q, k and v. `header` asks for lse. INVALID_ARGUMENT: the spec's sizes.
-absl::StatusOr<LoadCase> MakeLoadCase(const v1::AttendHeader& header, uint64_t seed);
+// Normal random numbers in q, k and v; what the spec has of extras is in `extras`. `header` asks
+// for lse. INVALID_ARGUMENT: the spec's sizes.
+absl::StatusOr<LoadCase> MakeLoadCase(const v1::AttendHeader& header, uint64_t seed,
+                                      const AttendInputs& extras = {});
 
 // Computes `rows` and `right`: the first and last queries, those where segments of up to
 // kMostWorkers workers are likely to meet, and others by chance, at least kMinVerifiedRows of each

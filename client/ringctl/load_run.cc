@@ -101,8 +101,8 @@ class LoadRun {
       return one;
     }
     one.seconds.push_back(seconds.count());
-    one.bytes = bytes.q + bytes.k + bytes.v + out.size() + lse.size();
-    const Verification verification = load.Check({out, lse});
+    one.bytes = bytes.inputs() + out.size() + lse.size();
+    const Verification verification = load.Check(out, lse);
     if (verification.ok()) {
       one.ok = 1;
     } else {

@@ -73,6 +73,10 @@ int RunPlan(const PlanOptions& options, const ClientOptions& client_options) {
     status = CheckPicturePath(options.picture);
     if (!status.ok()) return Misused(status);
   }
+  AttendInputs inputs;
+  const absl::StatusOr<ExtrasFiles> extras =
+      OpenExtras(options.request.extras, *request.mutable_spec(), inputs);
+  if (!extras.ok()) return Misused(extras.status());
   request.mutable_options()->set_return_lse(true);
 
   absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(client_options);

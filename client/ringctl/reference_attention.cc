@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "client/ringctl/elements.h"
+#include "client/ringctl/score_extras.h"
 #include "client/ringctl/visible_keys.h"
 
 namespace ringserve {
@@ -53,10 +55,25 @@ struct Block {
   double value_sizes[kBlockKeys] = {};  // largest finite |v_jd|
 };
 
+// One more key of score `sink` and value 0.
+void AddSink(double sink, ReferenceRow& row) {
+  if (!std::isfinite(sink)) {
+    row.undefined = true;
+    return;
+  }
+  const double larger = std::max(row.lse, sink);
+  row.lse = larger + std::log(std::exp(row.lse - larger) + std::exp(sink - larger));
+  const double share = std::exp(row.lse_without_sinks - row.lse);
+  for (double& element : row.out) element *= share;
+  row.value_magnitude *= share;
+  row.value_spread *= share;
+  row.score_magnitude = std::max(row.score_magnitude, std::fabs(sink));
+}
+
 // What a row has gathered so far; sums are relative to e^max.
 struct Accumulator {
   double max = -kInfinity, sum = 0, weighted = 0, weighted_squares = 0, score_magnitude = 0;
-  double query_norm = 0;
+  double query_norm = 0, largest_extra = 0;
   int64_t keys = 0;
   bool undefined = false;
 };
@@ -80,6 +97,7 @@ class Reference {
   const std::span<const RowId> rows_;
   const int64_t dim_, value_dim_, columns_;  // columns: value_dim padded for MultiplyAdd
   const v1::Mask full_;
+  const ScoreExtras extras_;
   Block block_;
   std::vector<VisibleKeys> sees_;
   std::vector<Accumulator> state_;
@@ -97,6 +115,7 @@ Reference::Reference(const v1::AttentionSpec& spec, const AttendInputs& inputs, 
       dim_(spec.head_dim()),
       value_dim_(ValueDimOf(spec)),
       columns_(RoundUp(value_dim_, kTileColumns)),
+      extras_(spec, inputs),
       block_(dim_, columns_),
       state_(rows.size()),
       queries_(RoundUp(rows.size(), kTileRows) * dim_),
@@ -152,7 +171,10 @@ void Reference::Load(int64_t begin) {
 void Reference::Weigh(int64_t row, double* scores) {
   Accumulator& state = state_[row];
   uint8_t sees[kBlockKeys];
-  const int64_t seen = sees_[row].Fill(block_.begin, block_.begin + block_.size, sees);
+  const int64_t end = block_.begin + block_.size;
+  int64_t seen = sees_[row].Fill(block_.begin, end, sees);
+  seen -= extras_.Apply(batch_, rows_[row].head, rows_[row].query, sees_[row], block_.begin, end,
+                        sees, scores, state.largest_extra);
   double max = state.max;
   for (int64_t j = 0; j < block_.size; ++j) {
     if (sees[j] == 0) continue;
@@ -223,13 +245,15 @@ std::vector<ReferenceRow> Reference::Run() {
     row.keys = state.keys;
     row.undefined = state.undefined;
     row.out.assign(value_dim_, 0);
-    row.lse = -kInfinity;
-    if (state.keys == 0 || state.undefined) continue;
-    for (int64_t d = 0; d < value_dim_; ++d) row.out[d] = out_[i * columns_ + d] / state.sum;
-    row.lse = state.max + std::log(state.sum);
-    row.value_magnitude = state.weighted / state.sum;
-    row.value_spread = std::sqrt(state.weighted_squares) / state.sum;
-    row.score_magnitude = state.score_magnitude;
+    row.lse = row.lse_without_sinks = -kInfinity;
+    if (state.keys > 0 && !state.undefined) {
+      for (int64_t d = 0; d < value_dim_; ++d) row.out[d] = out_[i * columns_ + d] / state.sum;
+      row.lse = row.lse_without_sinks = state.max + std::log(state.sum);
+      row.value_magnitude = state.weighted / state.sum;
+      row.value_spread = std::sqrt(state.weighted_squares) / state.sum;
+      row.score_magnitude = state.score_magnitude + state.largest_extra;
+    }
+    if (const std::optional<double> sink = extras_.Sink(rows_[i].head)) AddSink(*sink, row);
   }
   return result;
 }

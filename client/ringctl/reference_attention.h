@@ -20,14 +20,15 @@ struct RowId {
 
 struct ReferenceRow {
   std::vector<double> out;  // Dv: 0 where no key is seen
-  double lse = 0;           // -inf where no key is seen
-  int64_t keys = 0;         // seen
+  double lse = 0;           // -inf where no key is seen, and no sink logit
+  double lse_without_sinks = 0;
+  int64_t keys = 0;  // seen
   // A score is not finite, so that nothing can be said about the row.
   bool undefined = false;
 
   // What rounding errors of out and lse are measured by, for p the softmax weights and |v_j| the
   // largest magnitude of key j's values: sum p_j |v_j|, sqrt(sum (p_j |v_j|)^2), and the largest
-  // |scale| |q| |k_j|, which bounds every score's terms.
+  // |scale| |q| |k_j|, which bounds every score's terms, with the largest number added to a score.
   double value_magnitude = 0;
   double value_spread = 0;
   double score_magnitude = 0;

@@ -45,6 +45,7 @@ void AddCuttingOptions(CLI::App& command, RequestOptions& options, const char* g
 void AddRequestOptions(CLI::App& command, RequestOptions& options) {
   constexpr char kGroup[] = "Request";
   AddMaskOptions(command, options.mask, kGroup);
+  AddExtrasOptions(command, options.extras, kGroup);
   command.add_option("--scale", options.scale, "Factor of the scores (default 1 / sqrt(head dim))")
       ->check(CLI::Validator(CheckFinite, "FINITE"))
       ->group(kGroup);
@@ -72,6 +73,7 @@ absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpe
   header_options.set_balancer(*BalancerNamed(options.balancer));
   header_options.set_rotate(*RotateMethodNamed(options.rotate));
   header_options.set_workers(options.workers);
+  header_options.set_lse_without_sinks(options.extras.lse_without_sinks);
   header_options.set_ptrr_block(options.ptrr_block);
   header_options.set_ptrr_count_blocks(options.ptrr_count_blocks);
   for (const double weight : options.worker_weights) header_options.add_worker_weights(weight);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/ringctl/extras_options.h"
 #include "client/ringctl/mask_options.h"
 #include "ringserve/v1/attention.pb.h"
 
@@ -19,6 +20,7 @@ namespace ringserve {
 
 struct RequestOptions {
   MaskOptions mask;
+  ExtrasOptions extras;
   std::optional<double> scale;
   std::string balancer = "auto";
   std::string rotate = "auto";
@@ -28,13 +30,14 @@ struct RequestOptions {
   std::vector<double> worker_weights;
 };
 
-// Adds kMaskFlags, --scale, --balancer, --rotate, --workers, --ptrr-block, --ptrr-count-blocks and
+// Adds kMaskFlags, kExtrasFlags, --scale, --balancer, --rotate, --workers, --ptrr-block,
+// --ptrr-count-blocks and
 // --worker-weights. Values that no request may have are parse errors. `options` outlives the
 // parsing.
 void AddRequestOptions(CLI::App& command, RequestOptions& options);
 
 // Fills masks and scale of `spec`, whose batch and lengths are set, and what `header_options` has
-// of these. INVALID_ARGUMENT as ApplyMaskOptions.
+// of these; the files of `extras` are opened by OpenExtras. INVALID_ARGUMENT as ApplyMaskOptions.
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
                                  v1::AttentionOptions& header_options);
 

@@ -45,7 +45,8 @@ ordered_json StatusJson(const v1::GetClusterResponse& cluster) {
             {"max_header_bytes", limits.max_header_bytes()},
             {"max_message_bytes", limits.max_message_bytes()},
             {"max_deadline_seconds", limits.max_deadline_seconds()},
-            {"min_rate_bytes_per_second", limits.min_rate_bytes_per_second()}}},
+            {"min_rate_bytes_per_second", limits.min_rate_bytes_per_second()},
+            {"max_bias_bytes", limits.max_bias_bytes()}}},
           {"measurements",
            {{"pairs_per_second", measured.pairs_per_second()},
             {"link_bytes_per_second", measured.link_bytes_per_second()},
@@ -102,7 +103,8 @@ std::string StatusText(const v1::GetClusterResponse& cluster, const std::string&
   absl::StrAppend(
       &text, "limits     at most ", limits.max_queued_jobs(), " jobs queued, ",
       BytesText(limits.max_header_bytes()), " a header, ", BytesText(limits.max_message_bytes()),
-      " a message, ", SecondsText(limits.max_deadline_seconds()), " a call; at least ",
+      " a message, ", BytesText(limits.max_bias_bytes()), " a bias, ",
+      SecondsText(limits.max_deadline_seconds()), " a call; at least ",
       BytesText(static_cast<uint64_t>(limits.min_rate_bytes_per_second())), "/s from a client\n");
   absl::StrAppendFormat(&text,
                         "planner    %.3g pairs/s a worker, %s/s and %s between two, %s for each "

@@ -21,6 +21,7 @@ inline constexpr int64_t kMaxVerifiedRows = 256;
 struct Answer {
   std::span<const std::byte> out;
   std::span<const std::byte> lse;  // empty: not compared
+  bool lse_without_sinks = false;  // see AttentionOptions
 };
 
 // A number of the answer beside the right one.

@@ -68,6 +68,11 @@ bool VisibleKeys::Sees(int64_t key) const {
   return InDocument(key) && InBlocks(key) && InSlices(key);
 }
 
+int64_t VisibleKeys::Distance(int64_t key) const {
+  const int64_t p_minus_j = position_ - (key - kv_begin_);
+  return p_minus_j < 0 ? -p_minus_j : p_minus_j;
+}
+
 int64_t VisibleKeys::Fill(int64_t begin, int64_t end, uint8_t* sees) const {
   int64_t count = 0;
   for (int64_t key = begin; key < end; ++key) {

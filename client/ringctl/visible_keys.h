@@ -18,6 +18,9 @@ class VisibleKeys {
 
   bool Sees(int64_t key) const;
 
+  // |p - j| as the mask counts both, for a key of the query's document.
+  int64_t Distance(int64_t key) const;
+
   // sees[j - begin] = Sees(j) for the keys [begin, end), which exist. Returns how many are seen.
   int64_t Fill(int64_t begin, int64_t end, uint8_t* sees) const;
 

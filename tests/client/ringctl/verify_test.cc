@@ -65,8 +65,10 @@ struct Case {
                             spec.dtype() == v1::DTYPE_F64 ? v1::DTYPE_F64 : v1::DTYPE_F32);
   }
   Verification Verify(int threads = 2) const {
-    return ringserve::Verify(spec, QuarterLayout(spec.q_len()), {tensors.q, tensors.k, tensors.v},
-                             {out, lse}, 0, threads);
+    return ringserve::Verify(
+        spec, QuarterLayout(spec.q_len()),
+        {tensors.q, tensors.k, tensors.v, tensors.bias, tensors.alibi_slopes, tensors.sink_logits},
+        {out, lse}, 0, threads);
   }
   // The bytes of one row of out.
   std::span<std::byte> Row(int64_t batch, int64_t head, int64_t query) {
@@ -103,6 +105,63 @@ TEST_P(VerifyEveryType, ARightAnswerIsRight) {
       EXPECT_LE(result.lse->excess(), 0.51);
     }
   }
+}
+
+// Every set of bias, ALiBi slopes and sink logits, over documents of their own alignment.
+TEST_P(VerifyEveryType, ARightAnswerWithExtrasIsRight) {
+  for (int which = 1; which < 16; ++which) {
+    SCOPED_TRACE(which);
+    v1::AttentionSpec spec = Spec(GetParam(), 150, 170, false);
+    v1::Mask& mask = *spec.add_masks();
+    mask.set_bottom_right(true);
+    for (const int64_t length : {60, 90}) mask.mutable_documents()->add_q_lengths(length);
+    for (const int64_t length : {100, 70}) mask.mutable_documents()->add_kv_lengths(length);
+    if (which & 1) spec.mutable_bias()->set_per_head(which & 4);
+    if ((which & 9) == 9) spec.mutable_bias()->set_boolean(true);
+    if (which & 1) spec.mutable_bias()->set_per_batch(which & 8);
+    spec.set_alibi_slopes(which & 2);
+    spec.set_sink_logits(which & 4);
+    const Verification result = Case(spec).Verify();
+    EXPECT_TRUE(result.ok()) << result.out->error() << " " << result.out->tolerance;
+    EXPECT_EQ(result.undefined, 0);
+    EXPECT_LE(result.out->excess(), 0.51);
+    EXPECT_LE(result.lse->excess(), 0.51);
+  }
+}
+
+TEST(Verify, SeesWhetherExtrasWereHeeded) {
+  const v1::AttentionSpec without = Spec(v1::DTYPE_F32, 64, 64, true);
+  for (int which = 0; which < 4; ++which) {
+    v1::AttentionSpec spec = without;
+    if (which == 0) spec.mutable_bias();
+    if (which == 1) spec.mutable_bias()->set_boolean(true);
+    spec.set_alibi_slopes(which == 2);
+    spec.set_sink_logits(which == 3);
+    Case c(spec);
+    c.Answer(test::Attend(without, c.tensors));
+    EXPECT_FALSE(c.Verify().ok()) << which;
+  }
+}
+
+TEST(Verify, ComparesTheLseThatWasAskedFor) {
+  v1::AttentionSpec spec = Spec(v1::DTYPE_F32, 40, 40, true);
+  spec.set_sink_logits(true);
+  Case c(spec);
+  test::Reference reference = test::Attend(spec, c.tensors);
+  const auto verify = [&](bool lse_without_sinks) {
+    return ringserve::Verify(spec, QuarterLayout(40),
+                             {.q = c.tensors.q,
+                              .k = c.tensors.k,
+                              .v = c.tensors.v,
+                              .sink_logits = c.tensors.sink_logits},
+                             {c.out, c.lse, lse_without_sinks});
+  };
+  EXPECT_TRUE(verify(false).ok());
+  EXPECT_FALSE(verify(true).ok());
+  reference.lse = reference.lse_without_sinks;
+  c.Answer(reference);
+  EXPECT_TRUE(verify(true).ok());
+  EXPECT_FALSE(verify(false).ok());
 }
 
 TEST_P(VerifyEveryType, ItIsRightForAnyLengthsAndScales) {
