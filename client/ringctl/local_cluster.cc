@@ -66,7 +66,9 @@ std::string ReachableAddress(const std::string& address) {
 }
 
 LocalCluster::LocalCluster(LocalClusterOptions options)
-    : options_(std::move(options)), signals_(BlockedSignals()) {
+    : options_(std::move(options)),
+      signals_(BlockedSignals()),
+      input_(options_.until_eof ? STDIN_FILENO : -1) {
   members_.resize(1 + options_.workers);
   members_[0].role = "coordinator";
   members_[0].start_at = Clock::now();
@@ -221,6 +223,7 @@ void LocalCluster::Wait(milliseconds at_most) {
   if (!ready_ && slow_at_.has_value()) until = std::min(until, *slow_at_);
   std::vector<pollfd> events = {{.fd = signals_, .events = POLLIN}};
   if (watch_ != nullptr) events.push_back({.fd = watch_->fd(), .events = POLLIN});
+  if (input_ >= 0) events.push_back({.fd = input_, .events = POLLIN});
   for (const Member& member : members_) {
     if (member.start_at.has_value()) until = std::min(until, *member.start_at);
     if (member.child.has_value() && member.child->out() >= 0) {
@@ -237,7 +240,16 @@ bool LocalCluster::AskedToEnd() {
   while (read(signals_, &signal, sizeof(signal)) == sizeof(signal)) {
     asked = asked || signal.ssi_signo != SIGCHLD;
   }
-  return asked;
+  return InputEnded() || asked;
+}
+
+bool LocalCluster::InputEnded() {
+  pollfd input = {.fd = input_, .events = POLLIN};
+  if (input_ < 0 || poll(&input, 1, 0) <= 0) return false;
+  char ignored[256];
+  if (read(input_, ignored, sizeof(ignored)) > 0) return false;
+  input_ = -1;
+  return true;
 }
 
 // The coordinator first: it drains, and a worker that went before it would fail what still runs.

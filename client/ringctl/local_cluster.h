@@ -24,7 +24,8 @@ struct LocalClusterOptions {
   uint64_t memory_bytes = 0;  // of each worker; 0: what the worker finds right
   TlsFiles tls;               // of all; a listener needs all three
   bool insecure = false;
-  std::string log_level;  // empty: the children's default
+  bool until_eof = false;  // ends with standard input, too
+  std::string log_level;   // empty: the children's default
   std::chrono::milliseconds restart_delay{1'000};
   std::chrono::milliseconds grace{5'000};  // for the coordinator, then again for the workers
 };
@@ -34,9 +35,10 @@ class LocalCluster {
   explicit LocalCluster(LocalClusterOptions options);
   ~LocalCluster();  // kills what still runs
 
-  // Starts everything and keeps it up until SIGINT, SIGTERM or SIGHUP; blocks those, and SIGCHLD,
-  // in this thread and in those it starts. Prints on stdout a line "ROLE pid PID" for each process
-  // started, and "ready ADDRESS" as soon as all have joined; what else happens, on stderr.
+  // Starts everything and keeps it up until SIGINT, SIGTERM or SIGHUP, or with `until_eof` the end
+  // of standard input; blocks those signals, and SIGCHLD, in this thread and in those it starts.
+  // Prints on stdout a line "ROLE pid PID" for each process started, and "ready ADDRESS" as soon as
+  // all have joined; what else happens, on stderr.
   //
   // OK: told to end, and nothing is left. FAILED_PRECONDITION: a child ended by itself before the
   // cluster was ready (options that do not go together, a port in use; it has said so on stderr).
@@ -63,13 +65,15 @@ class LocalCluster {
   void TellIfSlow();
 
   void Wait(std::chrono::milliseconds at_most);
-  // The signal that asks for the end, if one came.
+  // Whether a signal, or the end of standard input, asks for the end since the last call.
   bool AskedToEnd();
+  bool InputEnded();
   void Stop();
   bool AwaitEnd(size_t first, size_t end, std::chrono::milliseconds timeout);
 
   const LocalClusterOptions options_;
   const int signals_;            // a signalfd
+  int input_;                    // whose end is awaited; -1: none, or it came
   std::vector<Member> members_;  // the coordinator first
   std::string address_;          // as the coordinator bound it; empty: not yet
   std::unique_ptr<JoinWatch> watch_;

@@ -22,6 +22,7 @@ struct UpOptions {
   std::string listen = "127.0.0.1:7070";
   uint64_t memory_bytes = 0;  // 0: the memory shared out
   bool insecure = false;
+  bool until_eof = false;
   std::string log_level;
 };
 
@@ -33,6 +34,7 @@ int RunUp(const UpOptions& options, const ClientOptions& client) {
       .memory_bytes = options.memory_bytes,
       .tls = {.cert = client.tls_cert, .key = client.tls_key, .ca = client.tls_ca},
       .insecure = options.insecure,
+      .until_eof = options.until_eof,
       .log_level = options.log_level};
   if (cluster.threads == 0) {
     cluster.threads = std::max(1, AvailableThreads() / options.workers);
@@ -90,6 +92,8 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
       ->check(CLI::Range(uint64_t{1}, kMaxWorkerMemoryBytes));
   command->add_flag("--insecure", options->insecure,
                     "Serve beyond loopback without TLS: anyone who can reach the address");
+  command->add_flag("--until-eof", options->until_eof,
+                    "End with standard input, too: when whoever writes to it is gone");
   command
       ->add_option("--log-level", options->log_level,
                    "trace, debug, info, warn, error or off: what the processes log")

@@ -77,6 +77,8 @@ def _tensors(q: Any, k: Any, v: Any, dtype: str | None) -> tuple[Tensor, Tensor,
     for tensor in found:
         if len(tensor.shape) != 4:
             raise InvalidArgumentError(f"{tensor.name} has shape {tensor.shape}: must have 4 dimensions")
+        if dtype is not None and tensor.dtype != dtype:
+            raise InvalidArgumentError(f'dtype is "{dtype}", {tensor.name} is {tensor.dtype}: nothing is converted')
         if tensor.dtype != found[0].dtype:
             raise InvalidArgumentError(f"{tensor.name} is {tensor.dtype}, q is {found[0].dtype}: must be the same")
     return found  # type: ignore[return-value]

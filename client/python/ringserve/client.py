@@ -1,8 +1,10 @@
 """The blocking client."""
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,12 +12,18 @@ import grpc
 from . import _channel, _protocol, results
 from ._request import AttendRequest, Spec, plan_request
 from ._wire import Answer
-from .errors import RingserveError, UnavailableError, from_grpc
+from .errors import InvalidArgumentError, RingserveError, UnavailableError, from_grpc
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._request import AttendOptions, Options
+
+
+class _Connection:
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.calls = 0  # that run on it
 
 
 class Client:
@@ -33,19 +41,37 @@ class Client:
         self._connect_timeout = connect_timeout
         self._credentials = _channel.credentials(tls_ca, tls_cert, tls_key)
         self._lock = threading.Lock()
-        self._channels = [self._new_channel()]  # the last is in use; calls may still run on those before
+        self._connection: _Connection | None = self._new_connection()  # None: closed
+        self._connections = {self._connection}  # with those that calls still run on
 
-    def _new_channel(self) -> Any:
+    def _new_connection(self) -> _Connection:
         options = _channel.options(self._connect_timeout)
         if self._credentials is None:
-            return grpc.insecure_channel(self.server, options)
-        return grpc.secure_channel(self.server, self._credentials, options)
+            return _Connection(grpc.insecure_channel(self.server, options))
+        return _Connection(grpc.secure_channel(self.server, self._credentials, options))
 
-    def _replace(self, channel: Any) -> None:
-        """The connection broke, or belongs to a server that goes away: further calls get another."""
+    @contextlib.contextmanager
+    def _channel_in_use(self) -> Iterator[Any]:
+        """A channel for one call. One that was UNAVAILABLE broke, or its server goes away: the next call gets another."""
         with self._lock:
-            if self._channels[-1] is channel:
-                self._channels.append(self._new_channel())
+            connection = self._connection
+            if connection is None:
+                raise InvalidArgumentError("the client is closed")
+            connection.calls += 1
+        try:
+            yield connection.channel
+        except UnavailableError:
+            with self._lock:
+                if self._connection is connection:
+                    self._connection = self._new_connection()
+                    self._connections.add(self._connection)
+            raise
+        finally:
+            with self._lock:
+                connection.calls -= 1
+                if connection.calls == 0 and connection is not self._connection:
+                    self._connections.discard(connection)
+                    connection.channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -56,8 +82,9 @@ class Client:
     def close(self) -> None:
         """Ends the connection and cancels what runs."""
         with self._lock:
-            for channel in self._channels:
-                channel.close()
+            self._connection = None
+            for connection in self._connections:
+                connection.channel.close()
 
     def attend(self, q: Any, k: Any, v: Any, **options: Unpack[AttendOptions]) -> results.AttendResult:
         """Attention of q [B, Hq, Tq, D] over k [B, Hkv, Tk, D] and v [B, Hkv, Tk, Dv], of numpy or PyTorch.
@@ -74,13 +101,12 @@ class Client:
 
     def _attend(self, request: AttendRequest) -> results.AttendResult:
         while True:
-            answer, channel = request.answer(), self._channels[-1]
+            answer = request.answer()
             try:
-                self._run(channel, request, answer)
+                with self._channel_in_use() as channel:
+                    self._run(channel, request, answer)
                 return request.result(answer)
             except RingserveError as error:
-                if isinstance(error, UnavailableError):
-                    self._replace(channel)
                 delay = request.delay_after(error, answer)
             request.cancelled.wait(delay)
 
@@ -121,12 +147,9 @@ class Client:
                 watch.cancel()
 
     def _ask(self, method: str, query: Any, answer: Any) -> Any:
-        channel = self._channels[-1]
-        ask = channel.unary_unary(method, query.__class__.SerializeToString, answer.FromString)
-        try:
-            return ask(query, timeout=_channel.CONTROL_DEADLINE)
-        except grpc.RpcError as error:
-            converted = from_grpc(error)
-            if isinstance(converted, UnavailableError):
-                self._replace(channel)
-            raise converted from error
+        with self._channel_in_use() as channel:
+            ask = channel.unary_unary(method, query.__class__.SerializeToString, answer.FromString)
+            try:
+                return ask(query, timeout=_channel.CONTROL_DEADLINE)
+            except grpc.RpcError as error:
+                raise from_grpc(error) from error

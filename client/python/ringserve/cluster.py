@@ -49,18 +49,20 @@ class LocalCluster:
 @contextmanager
 def local_cluster(workers: int = 2, *, threads: int | None = None, bin: str | os.PathLike[str] | None = None,
                   timeout: float = 60.0) -> Iterator[LocalCluster]:
-    """Runs `ringctl up` on a free loopback port until the block ends, then stops it and all it started.
+    """Runs `ringctl up` on a free loopback port until the block (or this process) ends, and with it all it started.
 
     The programs are found in `bin`, or in RINGSERVE_BIN, or on the PATH. `threads`: of each worker; None: the cores
     shared out. InvalidArgumentError: no programs. UnavailableError: not ready within `timeout` seconds; has the log.
     """
-    command = [_find_ringctl(bin), "up", "--listen", "127.0.0.1:0", "--workers", str(workers)]
+    command = [_find_ringctl(bin), "up", "--listen", "127.0.0.1:0", "--workers", str(workers),
+               "--until-eof"]
     if threads is not None:
         command += ["--threads", str(threads)]
     with tempfile.TemporaryDirectory(prefix="ringserve-") as folder:
         log = pathlib.Path(folder) / "log"
         with log.open("wb") as stderr:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
+            # Its input ends with this process, however that ends; and so does the cluster.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             cluster = LocalCluster(process, _await_ready(process, log, timeout), log)
             with cluster.client:
@@ -92,6 +94,8 @@ def _await_ready(process: subprocess.Popen[str], log: pathlib.Path, timeout: flo
 
 def _stop(process: subprocess.Popen[str]) -> None:
     process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:

@@ -179,6 +179,7 @@ def test_status_lists_the_workers(client):
     ({"v": np.zeros((1, 1, 33, 16), np.float32)}, "heads differ"),
     ({"layout": "sbhd"}, "must be bhsd or bshd"),
     ({"dtype": "f32"}, "dtype"),
+    ({"dtype": "bf16"}, "nothing is converted"),
     ({"balancer": "best"}, "head-tail"),
     ({"workers": 2**40}, "workers"),
     ({"workers": "two"}, "workers"),
@@ -245,6 +246,23 @@ def test_tls_needs_the_right_certificates_on_both_sides(fake_server, certificate
                   {"tls_ca": ours / "ca.crt", "tls_cert": other / "node.crt", "tls_key": other / "node.key"}):
         with ringserve.Client(server.address, **wrong) as client, pytest.raises(errors.UnavailableError):
             client.attend(q, k, v)
+
+
+def test_a_client_that_is_closed_says_so(cluster):
+    with ringserve.Client(cluster.address) as client:
+        client.status()
+    with pytest.raises(errors.InvalidArgumentError, match="closed"):
+        client.status()
+    with pytest.raises(errors.InvalidArgumentError, match="closed"):
+        client.attend(*tensors())
+
+
+def test_a_client_of_a_dead_server_keeps_no_broken_connections():
+    with ringserve.Client("127.0.0.1:1") as client:
+        for _ in range(5):
+            with pytest.raises(errors.UnavailableError):
+                client.status()
+        assert len(client._connections) == 1
 
 
 def test_client_options_are_checked():

@@ -1,5 +1,8 @@
 """local_cluster: it starts, it serves, and nothing of it is left."""
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -26,6 +29,20 @@ def test_serves_and_leaves_no_process_behind_even_after_an_exception():
             assert "listening address=" in cluster.log()
             raise KeyError
     assert len(pids) == 2 and not any(alive(pid) for pid in pids)
+
+
+def test_ends_with_the_process_that_started_it():
+    program = ("import os, ringserve\n"
+               "with ringserve.local_cluster(workers=1, threads=1) as cluster:\n"
+               "    print(cluster.pid, *(worker.pid for worker in cluster.client.status().workers), flush=True)\n"
+               "    os.kill(os.getpid(), 9)\n")
+    killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False)
+    pids = [int(pid) for pid in killed.stdout.split()]
+    assert killed.returncode == -9 and len(pids) == 2
+    end = time.monotonic() + 30
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(alive(pid) for pid in pids)
 
 
 def test_says_where_it_looked_for_the_programs(tmp_path, monkeypatch):

@@ -92,6 +92,11 @@ class Up : public ::testing::Test {
   Spawner spawner_;
 };
 
+TEST_F(Up, EndsWithItsStandardInputWhereAsked) {
+  const auto up = Start({"--workers", "1", "--listen", "127.0.0.1:0", "--until-eof"});
+  EXPECT_EQ(up->WaitForExit(), kStopped) << up->log();
+}
+
 TEST_F(Up, TellsWhoRunsAndWhenAllHaveJoinedAndLeavesNothingAtSigterm) {
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
     auto up = Start({"--workers", "3", "--threads", "1", "--listen", "127.0.0.1:0"});
