@@ -27,6 +27,11 @@ inline void AddHealthListen(OptionTable& table, std::string& address) {
       "probes: service '' is readiness, 'liveness' is that the process answers");
 }
 
+inline void AddMetricsListen(OptionTable& table, std::string& address) {
+  table.Text("metrics-listen", "ADDRESS", address,
+             "HOST:PORT that serves /metrics for Prometheus, always in plain HTTP");
+}
+
 inline void AddLog(OptionTable& table, LogOptions& log) {
   table.OneOf("log-format", {"text", "json"}, log.format, "text, or json: one object per line");
   table.OneOf("log-level", {"trace", "debug", "info", "warn", "error", "off"}, log.level,

@@ -53,6 +53,7 @@ AttendCall::~AttendCall() {
   if (record_.header.has_value()) {
     spdlog::log(outcome_.ok() ? spdlog::level::info : spdlog::level::warn, "attend {}",
                 record_.LogLine(outcome_));
+    if (calls_.options_.on_record) calls_.options_.on_record(record_, outcome_);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <thread>
@@ -17,6 +18,7 @@
 #include "server/byte_budget.h"
 #include "server/coordinator.h"
 #include "server/rate_watch.h"
+#include "server/request_record.h"
 #include "server/worker_channels.h"
 
 namespace ringserve {
@@ -33,6 +35,8 @@ struct AttendOptions {
   v1::Balancer default_balancer = v1::BALANCER_AUTO;
   v1::RotateMethod default_rotate = v1::ROTATE_METHOD_AUTO;
   uint64_t max_bias_bytes = uint64_t{4} << 30;
+  // Called once with each request's record, when it is complete; any thread, must not block.
+  std::function<void(const RequestRecord& record, const absl::Status& outcome)> on_record;
 };
 
 // FAILED_PRECONDITION: the bias is larger than this server takes; says the limit.

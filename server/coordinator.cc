@@ -75,6 +75,8 @@ bool Coordinator::AwaitIdle(std::chrono::milliseconds timeout) { return loop_->A
 
 v1::GetClusterResponse Coordinator::Describe() const { return loop_->Describe(); }
 
+Coordinator::Totals Coordinator::totals() const { return loop_->totals(); }
+
 Group Coordinator::group() const { return loop_->group(); }
 
 void Coordinator::OnServing(std::function<void(bool serving)> listener) {

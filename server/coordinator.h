@@ -120,6 +120,15 @@ class Coordinator {
   // itself; a snapshot that is at most one event old.
   v1::GetClusterResponse Describe() const;
 
+  // Since the start; of the same snapshot.
+  struct Totals {
+    uint64_t epochs = 0;  // that were ready
+    uint64_t joined = 0;  // memberships that began
+    uint64_t lost = 0;    // memberships that ended, but for those that were left in good order
+    bool serving = false;
+  };
+  Totals totals() const;
+
   // What a plan may use now (workers 0: none has joined).
   Group group() const;
 

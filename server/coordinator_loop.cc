@@ -87,6 +87,11 @@ v1::GetClusterResponse Coordinator::Loop::Describe() const {
   return cluster;
 }
 
+Coordinator::Totals Coordinator::Loop::totals() const {
+  absl::MutexLock lock(&mu_);
+  return snapshot_.totals;
+}
+
 Group Coordinator::Loop::group() const {
   absl::MutexLock lock(&mu_);
   return snapshot_.group;
@@ -143,8 +148,8 @@ void Coordinator::Loop::Settle() {
   Start(order_.Start(
       [this](const std::vector<std::string>& workers) { return membership_.Bind(workers); }));
   const bool serving = !usable_.empty() && !draining_;
-  if (serving != serving_) {
-    serving_ = serving;
+  if (serving != totals_.serving) {
+    totals_.serving = serving;
     spdlog::info("serving={} workers={} draining={}", serving, usable_.size(), draining_);
     if (on_serving_) on_serving_(serving);
   }
@@ -248,6 +253,7 @@ void Coordinator::Loop::Join(MemberId id, const v1::Hello& hello,
   members_[id] = std::move(listener);
   heard_[id] = Clock::now();
   Do(membership_.Join(id, hello));
+  totals_.joined += members_.count(id);
 }
 
 void Coordinator::Loop::Receive(MemberId id, const v1::WorkerMessage& message) {
@@ -268,7 +274,7 @@ void Coordinator::Loop::Drain() {
 
 void Coordinator::Loop::OnServing(std::function<void(bool)> listener) {
   on_serving_ = std::move(listener);
-  if (serving_) on_serving_(true);
+  if (totals_.serving) on_serving_(true);
 }
 
 void Coordinator::Loop::Do(Membership::Actions actions) {
@@ -288,6 +294,7 @@ void Coordinator::Loop::Do(Membership::Actions actions) {
               listener->End(end.status);
             },
             [&](const Membership::WorkerGone& gone) {
+              totals_.lost += gone.lost;
               watch_.ForgetWorker(gone.worker_id);
               for (const JobId id : order_.Involving(gone.worker_id)) {
                 Fail(id, WithRetryAfter(absl::UnavailableError(absl::StrCat(
@@ -391,6 +398,11 @@ void Coordinator::Loop::Publish() {
   cluster.mutable_limits()->set_max_queued_jobs(options_.max_queued_jobs);
   *cluster.mutable_measurements() = options_.measurements;
   snapshot.group = admission_.group();
+  if (!cluster.epoch().empty() && cluster.epoch() != counted_epoch_) {
+    counted_epoch_ = cluster.epoch();
+    ++totals_.epochs;
+  }
+  snapshot.totals = totals_;
   absl::MutexLock lock(&mu_);
   snapshot_ = std::move(snapshot);
 }

@@ -47,6 +47,7 @@ class Coordinator::Loop {
   void CountJob();  // before its Submit is posted
   bool AwaitIdle(std::chrono::milliseconds timeout);
   v1::GetClusterResponse Describe() const;
+  Totals totals() const;
   Group group() const;
   const CoordinatorOptions& options() const { return options_; }
 
@@ -60,6 +61,7 @@ class Coordinator::Loop {
   struct Snapshot {
     v1::GetClusterResponse cluster;
     std::vector<Clock::time_point> heard;  // by worker of `cluster`
+    Totals totals;
     Group group;
   };
 
@@ -88,7 +90,8 @@ class Coordinator::Loop {
   std::map<MemberId, Clock::time_point> heard_;
   std::vector<Admission::Capacity> usable_;  // what admission knows
   std::function<void(bool)> on_serving_;
-  bool serving_ = false;
+  Totals totals_;
+  std::string counted_epoch_;  // the newest in totals_
   bool draining_ = false;
 
   mutable absl::Mutex mu_;

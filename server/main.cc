@@ -18,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/health_port.h"
+#include "proto/metrics_port.h"
 #include "proto/process.h"
 #include "proto/transport.h"
 #include "proto/unix_socket.h"
@@ -25,6 +26,7 @@
 #include "server/attention_service.h"
 #include "server/cluster_service.h"
 #include "server/coordinator.h"
+#include "server/metrics.h"
 #include "server/options.h"
 
 namespace ringserve {
@@ -82,7 +84,7 @@ class Server {
  public:
   Server(const ServerOptions& options, std::shared_ptr<grpc::ChannelCredentials> to_workers)
       : coordinator_(options.coordinator),
-        calls_(coordinator_, std::move(to_workers), options.attend),
+        calls_(coordinator_, std::move(to_workers), WithMetrics(options.attend)),
         attention_(coordinator_, calls_),
         cluster_(coordinator_, {.tls = options.tls}) {}
 
@@ -113,6 +115,20 @@ class Server {
     return health_address.empty() ? absl::OkStatus() : health_.Listen(health_address);
   }
 
+  absl::Status ListenForScrapes(const std::string& metrics_address) {
+    if (metrics_address.empty()) return absl::OkStatus();
+    absl::StatusOr<std::unique_ptr<MetricsPort>> port = MetricsPort::Open(
+        metrics_address,
+        {request_metrics_.source(),
+         std::make_shared<ClusterMetrics>(coordinator_, [this] { return calls_.held_bytes(); })});
+    if (!port.ok()) {
+      return absl::UnavailableError(absl::StrCat("--metrics-listen: ", port.status().message()));
+    }
+    metrics_port_ = *std::move(port);
+    spdlog::info("metrics address={}", metrics_port_->address());
+    return absl::OkStatus();
+  }
+
   const std::string& address() const { return address_; }
 
   // Takes nothing new and lets what there is end. False: `patience` passed first.
@@ -136,13 +152,22 @@ class Server {
   }
 
  private:
+  AttendOptions WithMetrics(AttendOptions attend) {
+    attend.on_record = [this](const RequestRecord& record, const absl::Status& outcome) {
+      request_metrics_.Record(record, outcome);
+    };
+    return attend;
+  }
+
   Health health_;
+  RequestMetrics request_metrics_;
   Coordinator coordinator_;
   AttendCalls calls_;
   AttentionService attention_;
   ClusterService cluster_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
+  std::unique_ptr<MetricsPort> metrics_port_;
 };
 
 int Fail(int code, const absl::Status& status) {
@@ -158,6 +183,7 @@ int Serve(const ServerOptions& options) {
   if (!to_workers.ok()) return Fail(kExitBadOption, to_workers.status());
   Server server(options, *to_workers);
   absl::Status status = server.ListenForProbes(options.health_listen);
+  if (status.ok()) status = server.ListenForScrapes(options.metrics_listen);
   if (status.ok()) status = server.Listen(options.listen, *credentials);
   if (!status.ok()) return Fail(kExitFailure, status);
   std::printf("listening %s\n", server.address().c_str());

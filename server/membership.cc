@@ -186,7 +186,7 @@ Membership::Actions Membership::Idle(const std::string& worker_id) {
   const Id id = member->id;
   actions.push_back(Note{false, absl::StrCat("left worker=", worker_id)});
   actions.push_back(End{id, absl::OkStatus()});
-  actions.push_back(WorkerGone{worker_id, "left"});
+  actions.push_back(WorkerGone{worker_id, "left", /*lost=*/false});
   members_.erase(std::find_if(members_.begin(), members_.end(),
                               [&](const Member& candidate) { return candidate.id == id; }));
   return actions;

@@ -59,6 +59,7 @@ class Membership {
   struct WorkerGone {  // unfinished jobs that involve it fail
     std::string worker_id;
     std::string reason;
+    bool lost = true;  // else it left in good order
   };
   struct EpochOver {  // jobs that run in it fail
     std::string epoch;

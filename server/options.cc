@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/flags.h"
+#include "proto/metrics_port.h"
 #include "proto/option_table.h"
 
 namespace ringserve {
@@ -21,6 +22,7 @@ void AddListener(OptionTable& table, ServerOptions& options) {
                "Listen beyond loopback without TLS: whoever can reach the address is served");
   AddTls(table, options.tls);
   AddHealthListen(table, options.health_listen);
+  AddMetricsListen(table, options.metrics_listen);
 }
 
 void AddCluster(OptionTable& table, CoordinatorOptions& options) {
@@ -99,9 +101,10 @@ absl::Status Contradiction(const ServerOptions& options) {
         "--tls-ca: is missing: under TLS workers must present certificates, and someone must have "
         "signed them");
   }
-  const absl::Status status = CheckListenAddress(options.listen, options.tls, options.insecure);
+  absl::Status status = CheckListenAddress(options.listen, options.tls, options.insecure);
   if (!status.ok()) return absl::InvalidArgumentError(absl::StrCat("--listen: ", status.message()));
-  return CheckPlaintextAddress("--health-listen", options.health_listen);
+  status = CheckPlaintextAddress("--health-listen", options.health_listen);
+  return status.ok() ? CheckMetricsAddress("--metrics-listen", options.metrics_listen) : status;
 }
 
 }  // namespace

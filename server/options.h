@@ -18,7 +18,7 @@ struct ServerOptions {
   std::string listen = "127.0.0.1:7070";
   TlsFiles tls;
   bool insecure = false;
-  std::string health_listen;  // empty: no such listener
+  std::string health_listen, metrics_listen;  // empty: no such listener
   CoordinatorOptions coordinator;
   AttendOptions attend;
   std::chrono::milliseconds drain{30'000};

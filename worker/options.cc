@@ -46,6 +46,7 @@ void AddRoads(OptionTable& table, WorkerOptions& worker) {
                "Listen beyond loopback without TLS: anyone who reaches it is served");
   AddTls(table, worker.tls);
   AddHealthListen(table, worker.health_listen);
+  AddMetricsListen(table, worker.metrics_listen);
 }
 
 void AddShare(OptionTable& table, WorkerOptions& worker) {

@@ -215,6 +215,7 @@ void ShardCall::Reserved(const absl::Status& status, MemoryLedger::Reservation r
 }
 
 void ShardCall::Computed(const RunResult& result) {
+  service_.resources_.ran(result);
   std::string broken_epoch;
   {
     absl::MutexLock lock(&mu_);

@@ -30,6 +30,8 @@ struct ShardResources {
   TlsFiles tls;
   // This epoch's communicator has ended during a job. Called on the engine thread.
   std::function<void(const std::string& epoch, const absl::Status& why)> epoch_broken;
+  // A rank's part has run, well or badly. Called on the engine thread.
+  std::function<void(const RunResult& result)> ran;
 };
 
 class ShardService : public v1::Shard::WithRawCallbackMethod_Run<v1::Shard::Service> {

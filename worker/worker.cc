@@ -12,11 +12,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/health_port.h"
+#include "proto/metrics_port.h"
 #include "proto/protocol.h"
 #include "proto/unix_socket.h"
 #include "worker/engine.h"
 #include "worker/join_client.h"
 #include "worker/memory_ledger.h"
+#include "worker/metrics.h"
 #include "worker/seats.h"
 #include "worker/shard_service.h"
 
@@ -48,13 +50,19 @@ class RunningWorker : public Worker {
   RunningWorker(const WorkerOptions& options, Exchange exchange)
       : exchange_service_(exchange.service),
         seats_(std::move(exchange.build)),
+        ledger_(MemoryLedger::Make(options.memory_bytes, kReservationPatience)),
+        metrics_(options.version),
         shards_(
             {.engine = engine_,
              .seats = seats_,
-             .ledger = MemoryLedger::Make(options.memory_bytes, kReservationPatience),
+             .ledger = ledger_,
              .tls = options.tls,
              .epoch_broken = [this](const std::string& epoch,
-                                    const absl::Status& why) { join_->EpochBroken(epoch, why); }}),
+                                    const absl::Status& why) { join_->EpochBroken(epoch, why); },
+             .ran =
+                 [this](const RunResult& result) {
+                   metrics_.Ran(result.status, result.statistics);
+                 }}),
         engine_({.threads = options.threads, .exchange_deadline = options.exchange_deadline}) {}
 
   // The membership first, and with it the communicators and calls: nothing may hold the server up.
@@ -74,6 +82,17 @@ class RunningWorker : public Worker {
     }
     health_port_ = *std::move(port);
     spdlog::info("health address={}", health_port_->address());
+    return absl::OkStatus();
+  }
+
+  absl::Status ListenForScrapes(const std::string& address) {
+    absl::StatusOr<std::unique_ptr<MetricsPort>> port =
+        MetricsPort::Open(address, metrics_.Sources(ledger_));
+    if (!port.ok()) {
+      return absl::UnavailableError(absl::StrCat("--metrics-listen: ", port.status().message()));
+    }
+    metrics_port_ = *std::move(port);
+    spdlog::info("metrics address={}", metrics_port_->address());
     return absl::OkStatus();
   }
 
@@ -106,7 +125,11 @@ class RunningWorker : public Worker {
                         .drain = options.drain};
     JoinClient::Hooks hooks = {
         .progress = [this] { return engine_.Progress(); },
-        .on_joined = [this](bool joined) { SetServing(joined); },
+        .on_joined =
+            [this](bool joined) {
+              SetServing(joined);
+              metrics_.Joined(joined);
+            },
         .drop_all = [this](const absl::Status& why) { shards_.Drop(why); },
         .drop_epoch = [this](const std::string& epoch,
                              const absl::Status& why) { shards_.DropEpoch(epoch, why); },
@@ -131,10 +154,13 @@ class RunningWorker : public Worker {
   std::string listen_address_;
   Seats seats_;
   std::unique_ptr<JoinClient> join_;
+  const std::shared_ptr<MemoryLedger> ledger_;
+  WorkerMetrics metrics_;
   ShardService shards_;
   Engine engine_;  // its thread calls into all of the above
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthPort> health_port_;
+  std::unique_ptr<MetricsPort> metrics_port_;
 };
 
 }  // namespace
@@ -145,6 +171,7 @@ absl::Status CheckOptions(const WorkerOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("--listen: ", status.message()));
   }
   status = CheckPlaintextAddress("--health-listen", options.health_listen);
+  if (status.ok()) status = CheckMetricsAddress("--metrics-listen", options.metrics_listen);
   if (!status.ok()) return status;
   if (options.tls.enabled() && options.tls.ca.empty()) {
     return absl::InvalidArgumentError(
@@ -174,6 +201,9 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& optio
   if (!channel_credentials.ok()) return channel_credentials.status();
   auto worker = std::make_unique<RunningWorker>(options, std::move(exchange));
   if (!options.health_listen.empty()) status = worker->ListenForProbes(options.health_listen);
+  if (status.ok() && !options.metrics_listen.empty()) {
+    status = worker->ListenForScrapes(options.metrics_listen);
+  }
   if (status.ok()) status = worker->Listen(options, *server_credentials);
   if (!status.ok()) return status;
   worker->Join(options, *channel_credentials);

@@ -17,10 +17,10 @@
 namespace ringserve {
 
 struct WorkerOptions {
-  std::string coordinator;             // HOST:PORT or unix:PATH
-  std::string listen = "127.0.0.1:0";  // for the coordinator and other workers
-  std::string health_listen;           // for probes; empty: no such listener
-  std::string advertise;               // where they reach it; empty: the bound listen address
+  std::string coordinator;                    // HOST:PORT or unix:PATH
+  std::string listen = "127.0.0.1:0";         // for the coordinator and other workers
+  std::string health_listen, metrics_listen;  // empty: no such listener
+  std::string advertise;  // where they reach it; empty: the bound listen address
   std::string device = "cpu";
   int threads = 1;            // of LibTorch
   uint64_t memory_bytes = 0;  // what jobs may take, > 0

@@ -1,7 +1,10 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -11,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/format.h"
+#include "client/ringctl/seconds.h"
 
 namespace ringserve {
 namespace {
@@ -116,24 +120,60 @@ std::string StatusText(const v1::GetClusterResponse& cluster, const std::string&
   return text;
 }
 
-int RunStatus(bool json, const ClientOptions& options) {
-  absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(options);
+struct StatusOptions {
+  bool json = false;
+  bool watch = false;
+  double interval_seconds = 1;
+};
+
+std::string Shown(const v1::GetClusterResponse& cluster, bool json, const std::string& server) {
+  return json ? absl::StrCat(StatusJson(cluster).dump(), "\n") : StatusText(cluster, server);
+}
+
+// Until whoever reads it goes away, or a signal comes. A server that does not answer may be back.
+int Watch(const StatusOptions& options, Client& client, const std::string& server) {
+  const char* begin = options.json ? "" : isatty(STDOUT_FILENO) ? "\x1b[H\x1b[2J" : "\n";
+  for (;;) {
+    const absl::StatusOr<v1::GetClusterResponse> cluster = client.GetCluster();
+    if (cluster.ok()) {
+      std::printf("%s%s", begin, Shown(*cluster, options.json, server).c_str());
+    } else if (options.json) {
+      const ordered_json error = {{"error", cluster.status().ToString()}};
+      std::printf("%s\n",
+                  error.dump(-1, ' ', false, ordered_json::error_handler_t::replace).c_str());
+    } else {
+      std::printf("%sserver     %s does not answer: %s\n", begin, server.c_str(),
+                  cluster.status().ToString().c_str());
+    }
+    if (std::fflush(stdout) != 0) return kExitFailure;
+    std::this_thread::sleep_for(Milliseconds(options.interval_seconds));
+  }
+}
+
+int RunStatus(const StatusOptions& options, const ClientOptions& to) {
+  absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(to);
   if (!client.ok()) return Misused(client.status());
+  if (options.watch) return Watch(options, **client, to.server);
   const absl::StatusOr<v1::GetClusterResponse> cluster = (*client)->GetCluster();
-  if (!cluster.ok()) return Failed(cluster.status(), options);
-  std::printf("%s", json ? absl::StrCat(StatusJson(*cluster).dump(), "\n").c_str()
-                         : StatusText(*cluster, options.server).c_str());
+  if (!cluster.ok()) return Failed(cluster.status(), to);
+  std::printf("%s", Shown(*cluster, options.json, to.server).c_str());
   return kExitOk;
 }
 
 }  // namespace
 
 void AddStatusCommand(CLI::App& app, Invocation& invocation) {
-  auto json = std::make_shared<bool>(false);
+  auto options = std::make_shared<StatusOptions>();
   CLI::App* command = app.add_subcommand("status", "Show the cluster: server, workers, jobs");
-  command->add_flag("--json", *json, "One JSON object");
-  command->callback([json, &invocation] {
-    invocation.run = [json, &invocation] { return RunStatus(*json, invocation.client); };
+  command->add_flag("--json", options->json, "One JSON object; with --watch, one in each line");
+  CLI::Option* watch =
+      command->add_flag("--watch", options->watch, "Show it again and again, until interrupted");
+  command->add_option("--interval", options->interval_seconds, "Seconds between two looks")
+      ->check(SecondsRange())
+      ->needs(watch)
+      ->capture_default_str();
+  command->callback([options, &invocation] {
+    invocation.run = [options, &invocation] { return RunStatus(*options, invocation.client); };
   });
 }
 

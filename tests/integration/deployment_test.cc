@@ -5,8 +5,12 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
+#include <regex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -94,7 +98,7 @@ TEST_F(DeploymentTest, TheReferenceOfOptionsSaysWhatTheBinariesSay) {
   for (const char* binary : {"ringserve-server", "ringserve-worker"}) {
     const Output table = OutputOf(Binary(binary) + " --help-markdown");
     EXPECT_EQ(table.exit, 0);
-    EXPECT_THAT(reference.str(), HasSubstr(table.text)) << binary;
+    EXPECT_NE(reference.str().find(table.text), std::string::npos) << binary << table.text;
   }
 }
 
@@ -154,6 +158,149 @@ TEST_F(DeploymentTest, TheProbesPortSpeaksPlaintextUnderTlsAndBeyondLoopbackAndS
     const auto client = *Client::Connect({.server = health});
     EXPECT_EQ(client->GetCluster().status().code(), absl::StatusCode::kUnimplemented);
     EXPECT_THAT(ListeningHosts(process->pid()), Contains("127.0.0.1"));
+  }
+}
+
+TEST_F(DeploymentTest, TheMetricsCountRequestsAndTheBytesOfTheirPlans) {
+  Start({.workers = 2,
+         .server_flags = {"--metrics-listen", "127.0.0.1:0"},
+         .worker_flags = {"--metrics-listen", "127.0.0.1:0"}});
+  const std::string server = Logged(cluster_->server(), "metrics");
+  ASSERT_TRUE(cluster_->AwaitWorkers(2));
+  const std::map<std::string, double> before = Scrape(server);
+  EXPECT_EQ(before.at("ringserve_workers"), 2);
+  EXPECT_EQ(before.at("ringserve_serving"), 1);
+  EXPECT_EQ(before.at("ringserve_requests_total{code=\"OK\"}"), 0);
+
+  uint64_t up = 0, between = 0, down = 0;
+  constexpr int kRequests = 3;
+  for (int i = 0; i < kRequests; ++i) {
+    v1::AttendHeader header = MakeHeader(MakeSpec(64, 96, 2, 8, 8), "", 2);
+    header.mutable_options()->set_rotate(v1::ROTATE_METHOD_ALL_TO_ALL);
+    header.mutable_options()->set_balancer(v1::BALANCER_CONTIGUOUS);
+    const absl::StatusOr<Answer> answer = Request(header, i).AskOf(cluster_->client());
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    up += answer->statistics.upload_bytes();
+    down += answer->statistics.download_bytes();
+    for (const uint64_t bytes : answer->statistics.plan().bytes()) between += bytes;
+  }
+  const absl::StatusOr<Answer> refused = Request(MakeHeader(MakeSpec(8, 8, 2, 8, 8), "", 3), 1)
+                                             .AskOf(cluster_->client(), {.max_attempts = 1});
+  ASSERT_EQ(refused.status().code(), absl::StatusCode::kUnavailable) << refused.status();
+
+  // A request is counted when the last of it is gone, a moment after its answer.
+  std::map<std::string, double> after;
+  EXPECT_TRUE(WaitUntil([&] {
+    after = Scrape(server);
+    return after["ringserve_requests_total{code=\"OK\"}"] == kRequests &&
+           after["ringserve_requests_total{code=\"UNAVAILABLE\"}"] == 1;
+  }));
+  EXPECT_GT(between, 0u);
+  EXPECT_EQ(after["ringserve_tensor_bytes_total{road=\"upload\"}"], up);
+  EXPECT_EQ(after["ringserve_tensor_bytes_total{road=\"exchange\"}"], between);
+  EXPECT_EQ(after["ringserve_tensor_bytes_total{road=\"download\"}"], down);
+  EXPECT_EQ(
+      after["ringserve_planned_requests_total{balancer=\"contiguous\",rotate=\"all-to-all\"}"],
+      kRequests);
+  EXPECT_EQ(after["ringserve_request_imbalance_ratio_count"], kRequests);
+  EXPECT_EQ(after["ringserve_request_phase_seconds_count{phase=\"compute\"}"], kRequests);
+  EXPECT_GT(after["ringserve_request_phase_seconds_sum{phase=\"total\"}"], 0);
+  EXPECT_EQ(after["ringserve_queued_requests"], 0);
+  EXPECT_EQ(after["ringserve_in_flight_bytes"], 0);
+  EXPECT_GE(after["ringserve_epochs_total"], 1);
+  EXPECT_EQ(after["ringserve_build_info{component=\"server\",version=\"" RINGSERVE_VERSION "\"}"],
+            1);
+
+  double sent = 0, received = 0, jobs = 0;
+  for (int i = 0; i < 2; ++i) {
+    std::map<std::string, double> worker = Scrape(Logged(cluster_->worker(i), "metrics"));
+    sent += worker["ringserve_worker_exchange_bytes_total{direction=\"sent\"}"];
+    received += worker["ringserve_worker_exchange_bytes_total{direction=\"received\"}"];
+    jobs += worker["ringserve_worker_jobs_total{code=\"OK\"}"];
+    EXPECT_EQ(worker["ringserve_worker_joined"], 1);
+    EXPECT_EQ(worker["ringserve_worker_memberships_total"], 1);
+    EXPECT_GT(worker["ringserve_worker_memory_bytes"], 0);
+  }
+  EXPECT_EQ(sent, between);
+  EXPECT_EQ(received, between);
+  EXPECT_EQ(jobs, 2 * kRequests);
+}
+
+TEST_F(DeploymentTest, TheMetricsCountWorkersThatWereLostAndNotThoseThatLeft) {
+  Start({.workers = 3, .server_flags = {"--metrics-listen", "127.0.0.1:0"}});
+  const std::string server = Logged(cluster_->server(), "metrics");
+  cluster_->worker(0).Signal(SIGTERM);
+  EXPECT_TRUE(cluster_->AwaitWorkers(2));
+  EXPECT_EQ(Scrape(server)["ringserve_workers_lost_total"], 0);
+  cluster_->worker(1).Kill();
+  EXPECT_TRUE(WaitUntil([&] { return Scrape(server)["ringserve_workers"] == 1; }));
+  EXPECT_EQ(Scrape(server)["ringserve_workers_lost_total"], 1);
+  EXPECT_EQ(Scrape(server)["ringserve_workers_joined_total"], 3);
+  cluster_->worker(2).Signal(SIGTERM);
+  EXPECT_TRUE(WaitUntil([&] { return Scrape(server)["ringserve_serving"] == 0; }));
+}
+
+TEST_F(DeploymentTest, TheMetricsPortServesNothingElse) {
+  Start({.workers = 0, .server_flags = {"--metrics-listen", "127.0.0.1:0"}});
+  const std::string server = Logged(cluster_->server(), "metrics");
+  EXPECT_THAT(Get(server, "/metrics"), HasSubstr("200 OK"));
+  EXPECT_THAT(Get(server, "/"), HasSubstr("404"));
+  EXPECT_THAT(Get(server, "/etc/passwd"), HasSubstr("404"));
+}
+
+TEST_F(DeploymentTest, AMetricsPortThatIsTakenOrNoTcpIsSaidSo) {
+  Start({.workers = 0});
+  for (const char* binary : {"ringserve-server", "ringserve-worker"}) {
+    const std::string command = Binary(binary) + " --listen 127.0.0.1:0 --metrics-listen ";
+    const Output taken = OutputOf(command + cluster_->address());
+    EXPECT_EQ(taken.exit, 1) << binary;
+    EXPECT_THAT(taken.text, AllOf(HasSubstr("--metrics-listen"), HasSubstr(cluster_->address())));
+    const Output unix_socket = OutputOf(command + "unix:/tmp/socket");
+    EXPECT_EQ(unix_socket.exit, 2) << binary;
+    EXPECT_THAT(unix_socket.text, HasSubstr("--metrics-listen: is 'unix:/tmp/socket'"));
+  }
+}
+
+TEST_F(DeploymentTest, RingctlWatchesTheClusterAlsoWhileItsServerIsAway) {
+  Start({.workers = 0});
+  Spawner spawner;
+  const auto watch = spawner.Start(Binary("ringctl"), {"--server", cluster_->address(), "status",
+                                                       "--watch", "--interval", "0.02"});
+  const auto shows = [&](const std::string& words, size_t from) {
+    return WaitUntil([&] { return watch->output().find(words, from) != std::string::npos; });
+  };
+  EXPECT_TRUE(shows("no workers", 0));
+  cluster_->AddWorker();
+  EXPECT_TRUE(shows("idle", 0));
+  cluster_->server().Kill();
+  EXPECT_TRUE(shows("does not answer: UNAVAILABLE", 0));
+  const size_t away = watch->output().size();
+  cluster_->RestartServer();
+  EXPECT_TRUE(shows("idle", away));
+  watch->Signal(SIGTERM);
+  EXPECT_TRUE(watch->WaitForExit().has_value());
+}
+
+// What alerts and dashboard ask for is there to be scraped.
+TEST_F(DeploymentTest, AlertsAndDashboardNameMetricsThatExist) {
+  Start({.workers = 1,
+         .server_flags = {"--metrics-listen", "127.0.0.1:0"},
+         .worker_flags = {"--metrics-listen", "127.0.0.1:0"}});
+  const std::string served = Get(Logged(cluster_->server(), "metrics"), "/metrics") +
+                             Get(Logged(cluster_->worker(0), "metrics"), "/metrics");
+  const std::regex name("ringserve_[a-z_]+[a-z]"), suffix("_(bucket|sum|count)$");
+  for (const char* path : {"alerts.yaml", "ringserve.json"}) {
+    std::ifstream file(std::string(RINGSERVE_TEST_DATA "/../deploy/k8s/components/monitoring/") +
+                       path);
+    const std::string text(std::istreambuf_iterator<char>(file), {});
+    std::set<std::string> names;
+    for (std::sregex_iterator at(text.begin(), text.end(), name), end; at != end; ++at) {
+      names.insert(std::regex_replace(at->str(), suffix, ""));
+    }
+    EXPECT_GT(names.size(), 5u) << path;
+    for (const std::string& metric : names) {
+      EXPECT_NE(served.find("# TYPE " + metric + " "), std::string::npos) << path << metric;
+    }
   }
 }
 

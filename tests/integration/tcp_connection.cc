@@ -39,4 +39,13 @@ void TcpConnection::Send(const std::string& bytes) {
   }
 }
 
+std::string TcpConnection::ReadAll() {
+  std::string text;
+  char buffer[4'096];
+  for (ssize_t count; (count = recv(socket_, buffer, sizeof(buffer), 0)) > 0;) {
+    text.append(buffer, static_cast<size_t>(count));
+  }
+  return text;
+}
+
 }  // namespace ringserve::test

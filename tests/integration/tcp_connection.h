@@ -21,6 +21,9 @@ class TcpConnection {
   // As much of it as the peer takes before it closes; does not raise SIGPIPE.
   void Send(const std::string& bytes);
 
+  // All that comes until the peer closes.
+  std::string ReadAll();
+
  private:
   int socket_ = -1;
 };
