@@ -1,4 +1,6 @@
 """PyTorch: tensors, and the scope over scaled_dot_product_attention against PyTorch's own answers."""
+import subprocess
+import sys
 import threading
 
 import grpc
@@ -305,3 +307,11 @@ def test_autocast_acts_as_without_the_scope(scope):
 def test_inference_mode_is_served(scope):
     with torch.inference_mode():
         check(scope, *tensors(2))
+
+
+def test_the_example_of_a_causal_model_gets_the_same_logits(cluster, source):
+    example = subprocess.run(
+        [sys.executable, source / "client/python/examples/context_parallel.py", "--tokens", "700", "--server",
+         cluster.address], capture_output=True, text=True, check=False)
+    assert example.returncode == 0, example.stdout + example.stderr
+    assert "3 attention calls served by 2 workers" in example.stdout
