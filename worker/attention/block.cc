@@ -55,17 +55,6 @@ Tile BoundingBox(Tile tile) {
   return box;
 }
 
-// Those of the tile's queries and keys.
-ScoreTerms TermsOf(const Tile& tile, const ScoreTerms& terms) {
-  ScoreTerms of_tile = terms;
-  of_tile.distance = tile.distance;
-  if (terms.bias.defined()) {
-    of_tile.bias =
-        terms.bias.narrow(2, tile.q_begin, Queries(tile)).narrow(3, tile.k_position, Keys(tile));
-  }
-  return of_tile;
-}
-
 void AddFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
               const Tile& tile, double scale, const ScoreTerms& terms) {
   const Tile box = BoundingBox(tile);
@@ -79,19 +68,6 @@ void AddFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k, con
 at::Tensor PadLastDim(const at::Tensor& tensor, int64_t dim) {
   const int64_t missing = dim - tensor.size(-1);
   return missing == 0 ? tensor : at::constant_pad_nd(tensor, {0, missing}, 0);
-}
-
-void CheckTerms(const ScoreTerms& terms, const at::Tensor& q) {
-  TORCH_CHECK(
-      !terms.alibi_slopes.defined() ||
-          (terms.alibi_slopes.scalar_type() == at::kFloat && terms.alibi_slopes.is_contiguous() &&
-           terms.alibi_slopes.sizes() == q.sizes().slice(1, 1)),
-      "ALiBi slopes are not fp32, one for each head");
-  if (!terms.bias.defined()) return;
-  const at::ScalarType type = terms.bias.scalar_type();
-  TORCH_CHECK(type == q.scalar_type() || type == at::kBool || type == at::kByte, "a bias of ", type,
-              " for ", q.scalar_type());
-  TORCH_CHECK(terms.bias.size(3) <= 1 || terms.bias.stride(3) == 1, "strided keys of a bias");
 }
 
 // What is added to the scaled score of row q and key j, counted from the tile's corner. Terms of
@@ -245,6 +221,29 @@ void AddWide(const Partial& into, const at::Tensor& q, const at::Tensor& k, cons
 }
 
 }  // namespace
+
+ScoreTerms TermsOf(const Tile& tile, const ScoreTerms& terms) {
+  ScoreTerms of_tile = terms;
+  of_tile.distance = tile.distance;
+  if (terms.bias.defined()) {
+    of_tile.bias =
+        terms.bias.narrow(2, tile.q_begin, Queries(tile)).narrow(3, tile.k_position, Keys(tile));
+  }
+  return of_tile;
+}
+
+void CheckTerms(const ScoreTerms& terms, const at::Tensor& q) {
+  TORCH_CHECK(
+      !terms.alibi_slopes.defined() ||
+          (terms.alibi_slopes.scalar_type() == at::kFloat && terms.alibi_slopes.is_contiguous() &&
+           terms.alibi_slopes.sizes() == q.sizes().slice(1, 1)),
+      "ALiBi slopes are not fp32, one for each head");
+  if (!terms.bias.defined()) return;
+  const at::ScalarType type = terms.bias.scalar_type();
+  TORCH_CHECK(type == q.scalar_type() || type == at::kBool || type == at::kByte, "a bias of ", type,
+              " for ", q.scalar_type());
+  TORCH_CHECK(terms.bias.size(3) <= 1 || terms.bias.stride(3) == 1, "strided keys of a bias");
+}
 
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const Tile& tile, double scale, const ScoreTerms& terms) {

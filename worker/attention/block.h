@@ -25,4 +25,10 @@ inline constexpr int64_t kMostMaskedKeys = 1152;
 void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const Tile& tile, double scale, const ScoreTerms& terms = {});
 
+// Of terms as above: those of the tile's own queries and keys.
+ScoreTerms TermsOf(const Tile& tile, const ScoreTerms& terms);
+
+// Throws unless they are terms of such types as fit `q`.
+void CheckTerms(const ScoreTerms& terms, const at::Tensor& q);
+
 }  // namespace ringserve

@@ -202,8 +202,23 @@ RINGSERVE_INLINE float WeighRow(float* row, int64_t n, float scale, float most) 
   return sum;
 }
 
-template <typename Number>
-RINGSERVE_INLINE void Bias(float* row, const Number* bias, int64_t n, float scale) {
+template <typename Wide>
+RINGSERVE_INLINE void Distances(Wide* row, int64_t n, Wide scale, float slope, int64_t distance) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    row[i] = row[i] * scale - slope * std::abs(static_cast<Wide>(distance - i));
+  }
+}
+
+template <typename Wide>
+RINGSERVE_INLINE void HideRow(Wide* row, const uint8_t* visible, int64_t n, Wide scale) {
+  constexpr Wide kHidden = -std::numeric_limits<Wide>::infinity();
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) row[i] = visible[i] ? row[i] * scale : kHidden;
+}
+
+template <typename Wide, typename Number>
+RINGSERVE_INLINE void Bias(Wide* row, const Number* bias, int64_t n, Wide scale) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) row[i] = row[i] * scale + Widen(bias[i]);
 }
@@ -298,10 +313,11 @@ RINGSERVE_CLONES float Weigh(BFloat16Bits* weights, float* row, int64_t n, float
 
 RINGSERVE_CLONES void AddDistances(float* row, int64_t n, float scale, float slope,
                                    int64_t distance) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    row[i] = row[i] * scale - slope * std::abs(static_cast<float>(distance - i));
-  }
+  Distances(row, n, scale, slope, distance);
+}
+RINGSERVE_CLONES void AddDistances(double* row, int64_t n, double scale, float slope,
+                                   int64_t distance) {
+  Distances(row, n, scale, slope, distance);
 }
 
 RINGSERVE_CLONES void AddBias(float* row, const float* bias, int64_t n, float scale) {
@@ -313,11 +329,15 @@ RINGSERVE_CLONES void AddBias(float* row, const BFloat16Bits* bias, int64_t n, f
 RINGSERVE_CLONES void AddBias(float* row, const HalfBits* bias, int64_t n, float scale) {
   Bias(row, bias, n, scale);
 }
+RINGSERVE_CLONES void AddBias(double* row, const double* bias, int64_t n, double scale) {
+  Bias(row, bias, n, scale);
+}
 
 RINGSERVE_CLONES void Hide(float* row, const uint8_t* visible, int64_t n, float scale) {
-  constexpr float kHidden = -std::numeric_limits<float>::infinity();
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) row[i] = visible[i] ? row[i] * scale : kHidden;
+  HideRow(row, visible, n, scale);
+}
+RINGSERVE_CLONES void Hide(double* row, const uint8_t* visible, int64_t n, double scale) {
+  HideRow(row, visible, n, scale);
 }
 
 RINGSERVE_CLONES void ScaleRow(float* row, const float* from, int64_t n, float factor) {

@@ -60,14 +60,17 @@ float Weigh(BFloat16Bits* weights, float* row, int64_t n, float scale, float mos
 
 // row[i] = row[i] * scale - slope * |distance - i|.
 void AddDistances(float* row, int64_t n, float scale, float slope, int64_t distance);
+void AddDistances(double* row, int64_t n, double scale, float slope, int64_t distance);
 
 // row[i] = row[i] * scale + bias[i].
 void AddBias(float* row, const float* bias, int64_t n, float scale);
 void AddBias(float* row, const BFloat16Bits* bias, int64_t n, float scale);
 void AddBias(float* row, const HalfBits* bias, int64_t n, float scale);
+void AddBias(double* row, const double* bias, int64_t n, double scale);
 
 // row[i] = row[i] * scale; -inf where visible[i] is 0.
 void Hide(float* row, const uint8_t* visible, int64_t n, float scale);
+void Hide(double* row, const uint8_t* visible, int64_t n, double scale);
 
 // row[i] = factor * from[i]. `row` may be `from`.
 void ScaleRow(float* row, const float* from, int64_t n, float factor);
