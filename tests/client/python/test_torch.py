@@ -1,4 +1,5 @@
 """PyTorch: tensors, and the scope over scaled_dot_product_attention against PyTorch's own answers."""
+import os
 import subprocess
 import sys
 import threading
@@ -309,9 +310,18 @@ def test_inference_mode_is_served(scope):
         check(scope, *tensors(2))
 
 
-def test_the_example_of_a_causal_model_gets_the_same_logits(cluster, source):
-    example = subprocess.run(
-        [sys.executable, source / "client/python/examples/context_parallel.py", "--tokens", "700", "--server",
-         cluster.address], capture_output=True, text=True, check=False)
+def run_example(source, cluster, name, *arguments):
+    example = subprocess.run([sys.executable, source / "client/python/examples" / name, "--server", cluster.address,
+                              *arguments], capture_output=True, text=True, check=False)
     assert example.returncode == 0, example.stdout + example.stderr
-    assert "3 attention calls served by 2 workers" in example.stdout
+    return example.stdout
+
+
+def test_the_example_of_a_causal_model_gets_the_same_logits(cluster, source):
+    assert "3 attention calls served by 2 workers" in run_example(source, cluster, "context_parallel.py", "--tokens", "700")
+
+
+@pytest.mark.skipif("RINGSERVE_ENCODER" not in os.environ, reason="its weights are fetched by examples/encoder.py itself")
+def test_the_example_of_a_pretrained_encoder_gets_the_same_embeddings(cluster, source):
+    printed = run_example(source, cluster, "encoder.py", "--passages", "20", "--model", os.environ["RINGSERVE_ENCODER"])
+    assert "6 attention calls served" in printed
