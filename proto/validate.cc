@@ -266,9 +266,6 @@ absl::Status CheckSpec(const v1::AttentionSpec& spec) {
 // `spec` passed CheckSpec.
 absl::Status CheckSpecServed(const v1::AttentionSpec& spec) {
   if (spec.has_softcap()) return Unserved("spec.softcap");
-  if (spec.has_bias()) return Unserved("spec.bias");
-  if (spec.alibi_slopes()) return Unserved("spec.alibi_slopes");
-  if (spec.sink_logits()) return Unserved("spec.sink_logits");
   if (spec.dropout() != 0) return Unserved("spec.dropout");
   return absl::OkStatus();
 }
@@ -317,7 +314,6 @@ absl::Status CheckOptionsServed(const v1::AttentionOptions& options) {
     return Unserved("options.rotate",
                     absl::StrCat(v1::RotateMethod_Name(options.rotate()), " is not served yet"));
   }
-  if (options.lse_without_sinks()) return Unserved("options.lse_without_sinks");
   if (options.has_convert_to_f32() && !options.convert_to_f32()) {
     return Unserved("options.convert_to_f32",
                     "is false, which is not served: accumulation is in fp32 or wider");

@@ -108,7 +108,7 @@ absl::Status AttendCall::TakeHeaderLocked() {
   if (!parsed.ok()) return parsed.status();
   v1::AttendHeader header = *std::move(parsed);
   if (header.request_id().empty()) header.set_request_id(NewRequestId());
-  ApplyDefaults(calls_.options_, *header.mutable_options());
+  ApplyDefaults(calls_.options_, header.spec(), *header.mutable_options());
   absl::Status limits = CheckLimits(calls_.options_, header.spec());
   if (!limits.ok()) return limits;
   record_.request_id = header.request_id();

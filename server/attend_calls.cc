@@ -16,12 +16,14 @@ constexpr absl::Duration kTick = absl::Milliseconds(100);
 
 }  // namespace
 
-void ApplyDefaults(const AttendOptions& defaults, v1::AttentionOptions& options) {
+void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec,
+                   v1::AttentionOptions& options) {
   if (options.balancer() == v1::BALANCER_UNSPECIFIED || options.balancer() == v1::BALANCER_AUTO) {
     options.set_balancer(defaults.default_balancer);
   }
-  if (options.rotate() == v1::ROTATE_METHOD_UNSPECIFIED ||
-      options.rotate() == v1::ROTATE_METHOD_AUTO) {
+  const bool fits = !spec.has_bias() || defaults.default_rotate != v1::ROTATE_METHOD_PASS_Q;
+  if (fits && (options.rotate() == v1::ROTATE_METHOD_UNSPECIFIED ||
+               options.rotate() == v1::ROTATE_METHOD_AUTO)) {
     options.set_rotate(defaults.default_rotate);
   }
 }

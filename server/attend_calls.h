@@ -42,8 +42,9 @@ struct AttendOptions {
 // FAILED_PRECONDITION: the bias is larger than this server takes; says the limit.
 absl::Status CheckLimits(const AttendOptions& limits, const v1::AttentionSpec& spec);
 
-// Replaces AUTO and UNSPECIFIED.
-void ApplyDefaults(const AttendOptions& defaults, v1::AttentionOptions& options);
+// Replaces AUTO and UNSPECIFIED; not by what no request with such a spec may ask for.
+void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec,
+                   v1::AttentionOptions& options);
 
 class AttendCalls {
  public:

@@ -89,7 +89,7 @@ void AttentionService::RunDryRuns() {
 absl::Status AttentionService::DryRun(const v1::PlanRequest& request,
                                       v1::PlanResponse& response) const {
   v1::AttentionOptions options = request.options();
-  ApplyDefaults(calls_.options(), options);
+  ApplyDefaults(calls_.options(), request.spec(), options);
   const absl::Status limits = CheckLimits(calls_.options(), request.spec());
   if (!limits.ok()) return limits;
   const absl::StatusOr<ringserve::Plan> plan =

@@ -64,6 +64,7 @@ Case CaseOf(uint64_t seed) {
   const bool large = seed % 25 == 0;
   Case c = RandomCase(seed, kWorkers, large ? 3000 : 300);
   c.options.set_return_lse(seed % 5 != 1);
+  if (seed % 3 == 0) AddRandomExtras(c);
   if (!large) return c;
   c.spec.set_batch(1);
   if (c.spec.masks_size() > 1) c.spec.mutable_masks()->DeleteSubrange(1, c.spec.masks_size() - 1);

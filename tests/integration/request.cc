@@ -52,10 +52,17 @@ Request::Request(v1::AttendHeader header, uint64_t seed, double gain)
   checked_spec_.set_q_len(static_cast<int64_t>(checked_rows_.size()));
   Inputs checked = tensors_;
   checked.q = Gather(ShapeOf(v1::TENSOR_ID_Q, spec), tensors_.q, checked_rows_);
+  if (spec.has_bias())
+    checked.bias = Gather(ShapeOf(v1::TENSOR_ID_BIAS, spec), tensors_.bias, checked_rows_);
   const Sees sees = MaskOf(spec);
-  reference_ = Attend(checked_spec_, checked, [&](int64_t batch_row, int64_t q, int64_t k) {
-    return sees(batch_row, checked_rows_[q], k);
-  });
+  const Distance distance = DistanceOf(spec);
+  reference_ = Attend(
+      checked_spec_, checked,
+      [&](int64_t batch_row, int64_t q, int64_t k) { return sees(batch_row, checked_rows_[q], k); },
+      [&](int64_t batch_row, int64_t q, int64_t k) {
+        return distance(batch_row, checked_rows_[q], k);
+      });
+  if (header_.options().lse_without_sinks()) reference_.lse = reference_.lse_without_sinks;
 }
 
 v1::AttendHeader Request::Named(const std::string& request_id, int workers) const {
@@ -129,7 +136,7 @@ std::string WhatIsWrongWithStatistics(const v1::AttendHeader& header, const v1::
   demand(!header.request_id().empty() ? given.request_id() == header.request_id()
                                       : !given.request_id().empty(),
          absl::StrCat("request_id is '", given.request_id(), "'"));
-  demand(given.upload_bytes() == bytes.q + bytes.k + bytes.v,
+  demand(given.upload_bytes() == bytes.inputs(),
          absl::StrCat("upload_bytes is ", given.upload_bytes()));
   demand(given.download_bytes() == bytes.out + (header.options().return_lse() ? bytes.lse : 0),
          absl::StrCat("download_bytes is ", given.download_bytes()));

@@ -27,7 +27,10 @@ class Request {
 
   const v1::AttendHeader& header() const { return header_; }
   const Inputs& tensors() const { return tensors_; }
-  AttendInputs inputs() const { return {tensors_.q, tensors_.k, tensors_.v}; }
+  AttendInputs inputs() const {
+    return {tensors_.q,          tensors_.k, tensors_.v, tensors_.bias, tensors_.alibi_slopes,
+            tensors_.sink_logits};
+  }
 
   // The same tensors under another id, or for another number of workers.
   v1::AttendHeader Named(const std::string& request_id, int workers) const;

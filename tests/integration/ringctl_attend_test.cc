@@ -107,6 +107,27 @@ class RingctlAttend : public ::testing::Test {
 
 test::Cluster* RingctlAttend::cluster_ = nullptr;
 
+TEST_F(RingctlAttend, TakesBiasSlopesAndSinksFromFilesAndVerifiesThem) {
+  v1::AttentionSpec spec = Spec(v1::DTYPE_BF16, v1::TENSOR_LAYOUT_BSHD, 200, 300);
+  spec.mutable_bias()->set_per_head(true);
+  spec.set_alibi_slopes(true);
+  spec.set_sink_logits(true);
+  const std::string in = folder_.Path("in.safetensors");
+  AttendWithEveryNumberOfWorkers(spec, {"--mask", "causal", "--bottom-right", "--alibi", in,
+                                        "--sink-logits", in, "--bias", in});
+  AttendWithEveryNumberOfWorkers(spec, {"--sink-logits", in, "--lse-without-sinks"});
+  const RunResult plan = Ringctl({"plan", in, "--layout", "bshd", "--bias", in, "--alibi", in});
+  EXPECT_EQ(plan.exit, kExitOk) << plan.err;
+  EXPECT_THAT(plan.out, HasSubstr("bias [1, 8, 200, 300]"));
+  EXPECT_THAT(plan.out, HasSubstr("ALiBi"));
+  const std::string plain = folder_.Path("plain.safetensors");
+  test::WriteInputFile(plain, Spec(v1::DTYPE_BF16, v1::TENSOR_LAYOUT_BSHD, 200, 300), 11);
+  const RunResult wrong =
+      Ringctl({"attend", in, "--out", folder_.Path("out"), "--layout", "bshd", "--alibi", plain});
+  EXPECT_NE(wrong.exit, kExitOk);
+  EXPECT_THAT(wrong.err, HasSubstr("alibi_slopes"));
+}
+
 class RingctlAttendEveryType : public RingctlAttend,
                                public ::testing::WithParamInterface<v1::DType> {};
 INSTANTIATE_TEST_SUITE_P(Types, RingctlAttendEveryType, ::testing::ValuesIn(DTypes()),

@@ -76,6 +76,56 @@ TEST(Assignment, GivesTheBytesOfTheRanksOwnShards) {
   EXPECT_TRUE(input.complete());
 }
 
+// One batch row's queries are not the other's: a bias that they share is there for each.
+TEST(Assignment, ExpectsASharedBiasOnceForEachLayout) {
+  v1::Assignment assignment = ValidAssignment();
+  assignment.add_q_rows(5);
+  v1::AttentionSpec& spec = *assignment.mutable_spec();
+  spec.mutable_bias()->set_per_head(true);
+  spec.set_alibi_slopes(true);
+  spec.set_sink_logits(true);
+  assignment.set_lse_without_sinks(true);
+  assignment.clear_steps();
+  assignment.set_peak_bytes(1 << 20);
+  const absl::StatusOr<RankAssignment> job = ParseAssignment(assignment);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_TRUE(job->lse_without_sinks);
+  const uint64_t row = 4 * 21 * 2;  // of all heads
+  EXPECT_EQ(job->bias_blocks, (std::vector<uint64_t>{7 * row, 5 * row}));
+  EXPECT_EQ(job->slope_bytes, 16u);
+  EXPECT_EQ(job->sink_bytes, 16u);
+  ChunkSequence input = job->ExpectedInput();
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_BIAS, 7 * row, 10).ok());
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_BIAS, 0, 10).ok());
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_ALIBI_SLOPES, 0, 16).ok());
+  EXPECT_TRUE(input.Accept(v1::TENSOR_ID_SINK_LOGITS, 0, 16).ok());
+  spec.mutable_bias()->set_per_batch(true);
+  ChunkSequence in_one = ParseAssignment(assignment)->ExpectedInput();
+  EXPECT_FALSE(in_one.Accept(v1::TENSOR_ID_BIAS, 7 * row, 10).ok());
+  EXPECT_TRUE(in_one.Accept(v1::TENSOR_ID_BIAS, 0, 12 * row).ok());
+}
+
+TEST(Assignment, WhoseTilesReachOutsideOfTheBiasIsRefusedByName) {
+  const auto with = [](int64_t k_position, int64_t distance) {
+    v1::Assignment assignment = ValidAssignment();
+    assignment.mutable_spec()->mutable_bias();
+    assignment.set_peak_bytes(1 << 20);
+    v1::Tile& tile = *assignment.mutable_steps(0)->mutable_tiles(0);
+    tile.set_k_position(k_position);
+    tile.set_distance(distance);
+    return ParseAssignment(assignment).status();
+  };
+  EXPECT_TRUE(with(14, -20).ok()) << with(14, -20);
+  for (const auto& [status, words] :
+       {std::pair{with(15, 0), "tiles[0].k_position is 15: must lie in [0, 14]"},
+        {with(-1, 0), "tiles[0].k_position is -1"},
+        {with(0, int64_t{1} << 50), "tiles[0].distance is 1125899906842624"},
+        {with(0, -(int64_t{1} << 50)), "tiles[0].distance is -1125899906842624"}}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(words));
+  }
+}
+
 struct Fault {
   const char* what;
   std::function<void(v1::Assignment&)> plant;

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kCasesPerBatch = 100;
 constexpr int kBatches = 24;
+constexpr int kExtrasBatches = 8;
 constexpr int kLongCases = 60;
 constexpr int kGrpcCases = 150;
 
@@ -27,6 +28,19 @@ TEST_P(Ring, GivesWhatTheOracleGives) {
 }
 
 INSTANTIATE_TEST_SUITE_P(HundredsOfCases, Ring, ::testing::Range(0, kBatches));
+
+class RingWithExtras : public ::testing::TestWithParam<int> {};
+
+TEST_P(RingWithExtras, GivesWhatTheOracleGives) {
+  const int first = 300'000 + GetParam() * kCasesPerBatch;
+  for (int seed = first; seed < first + kCasesPerBatch && !HasFailure(); ++seed) {
+    Case c = RandomCase(seed, kMostWorkers, seed % 20 == 0 ? 700 : 150);
+    AddRandomExtras(c);
+    CheckCase(c);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(HundredsOfCases, RingWithExtras, ::testing::Range(0, kExtrasBatches));
 
 // Past the sizes of the kernel's own blocks, head dims up to the largest that is served.
 TEST(LongRing, GivesWhatTheOracleGives) {

@@ -175,13 +175,15 @@ TEST(Ring, HoldsNoMoreMemoryThanThePlanReserves) {
   double closest = 0;
   for (int seed = 0; seed < 120; ++seed) {
     Case c = RandomCase(seed, 4, 700);
+    if (seed % 3 == 0) AddRandomExtras(c);
     const Plan plan = PlanOf(c.spec, 1 + seed % 4, kRotates[seed % 2],
                              seed % 3 ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
     SCOPED_TRACE(c.ToString());
     std::vector<uint64_t> shards(plan.ranks());
     LocalRingOptions options;
     options.alter = [&](RankAssignment& a) {
-      shards[a.plan.rank] = a.q_bytes + a.k_bytes + a.v_bytes + a.out_bytes + a.lse_bytes;
+      shards[a.plan.rank] = a.q_bytes + a.k_bytes + a.v_bytes + a.bias_bytes() + a.slope_bytes +
+                            a.sink_bytes + a.out_bytes + a.lse_bytes;
     };
     const Outcome outcome = RunLocally(plan, RandomInputs(c.spec, seed), options);
     ASSERT_TRUE(outcome.ok()) << outcome.status();
