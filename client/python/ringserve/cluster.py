@@ -16,6 +16,7 @@ from .client import Client
 from .errors import InvalidArgumentError, UnavailableError
 
 _END_SECONDS = 20.0  # what `ringctl up` gets to stop its processes
+_SHOWN_LINES = 20
 
 
 def _find_ringctl(bin: str | os.PathLike[str] | None) -> str:
@@ -89,7 +90,8 @@ def _await_ready(process: subprocess.Popen[str], log: pathlib.Path, timeout: flo
     ready.wait(max(0.0, end - time.monotonic()))
     if address:
         return address[0]
-    raise UnavailableError(f"the local cluster did not become ready within {timeout} s:\n{log.read_text(errors='replace')}")
+    last = "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+    raise UnavailableError(f"the local cluster did not become ready within {timeout} s; the end of its log:\n{last}")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
