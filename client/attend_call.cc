@@ -15,6 +15,8 @@ namespace ringserve {
 namespace {
 
 constexpr char kAttendMethod[] = "/ringserve.v1.Attention/Attend";
+// By then the next one may listen.
+constexpr std::chrono::milliseconds kRetryAfterShutdown{500};
 
 }  // namespace
 
@@ -130,6 +132,10 @@ void AttendCall::OnDone(const grpc::Status& status) {
   status_ = FromGrpc(status, context_);
   if (!breach_.ok()) {
     status_ = breach_;
+  } else if (absl::IsCancelled(status_)) {
+    // Not by us: a server that shuts down ends so what reaches it then. It may soon be back.
+    status_ = WithRetryAfter(absl::UnavailableError("the server ended the call: it shuts down"),
+                             kRetryAfterShutdown);
   } else if (status_.ok() && next_upload_ < uploads_.size()) {
     status_ = absl::InternalError("server ended with OK before it had the whole input");
   } else if (status_.ok() && !coverage_.complete()) {

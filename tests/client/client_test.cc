@@ -319,6 +319,22 @@ TEST(Client, TriesAgainWhenTheServerVanishesInTheMiddleOfAJob) {
   EXPECT_EQ(retries, 1);
 }
 
+// gRPC's own answer to what reaches a server that shuts down.
+TEST(Client, TriesAgainWhenTheServerCancelsWhatItsCallerDidNot) {
+  Case request(10);
+  FakeAttention server([&](FakeAttention::Stream& stream, grpc::ServerContext&, int attempt) {
+    return attempt == 1 ? grpc::Status::CANCELLED : test::Echo(stream, request.lse_bytes);
+  });
+  const auto client = ClientOf(server.address());
+  std::vector<absl::StatusCode> reasons;
+  const auto result = client->Attend(
+      request.header, request.inputs(), request.outputs(),
+      {.on_retry = [&](int, const absl::Status& why) { reasons.push_back(why.code()); }});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->attempts, 2);
+  EXPECT_EQ(reasons, std::vector{absl::StatusCode::kUnavailable});
+}
+
 TEST(Client, KeepsOneDeadlineForAllAttempts) {
   Case request(10);
   FakeAttention server([](FakeAttention::Stream&, grpc::ServerContext& context, int) {
