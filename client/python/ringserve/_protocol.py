@@ -18,7 +18,10 @@ RETRY_AFTER_KEY = "ringserve-retry-after-ms"
 
 
 def _load_pool() -> descriptor_pool.DescriptorPool:
-    content = (importlib.resources.files(__package__) / "protocol.binpb").read_bytes()
+    try:
+        content = (importlib.resources.files(__package__) / "protocol.binpb").read_bytes()
+    except FileNotFoundError as error:
+        raise ImportError("ringserve is not installed, this is its source: pip install ./client/python") from error
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(content).file:
         pool.AddSerializedFile(file.SerializeToString())

@@ -6,7 +6,7 @@
 
 Forward only: a call whose tensors require a gradient is refused, so wrap it in torch.no_grad(). What is served are the
 calls of torch.nn.functional.scaled_dot_product_attention that Python makes, those of nn.MultiheadAttention
-(need_weights=False) included; not those inside TorchScript or of a compiled graph.
+(need_weights=False) included, also of functions that torch.compile compiled; not those inside TorchScript.
 """
 from __future__ import annotations
 

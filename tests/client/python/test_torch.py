@@ -310,6 +310,16 @@ def test_inference_mode_is_served(scope):
         check(scope, *tensors(2))
 
 
+def test_a_compiled_function_is_served(scope):
+    compiled = torch.compile(lambda q, k, v: SDPA(2 * q, k, v), backend="eager")
+    q, k, v = tensors(1)
+    expected = compiled(q, k, v)
+    with scope:
+        found = compiled(q, k, v)
+    assert scope.calls == 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
+
+
 def run_example(source, cluster, name, *arguments):
     example = subprocess.run([sys.executable, source / "client/python/examples" / name, "--server", cluster.address,
                               *arguments], capture_output=True, text=True, check=False)
