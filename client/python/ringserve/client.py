@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ._request import AttendOptions, Options
 
+_RETRY_AFTER_SHUTDOWN = 0.5  # seconds
+
 
 class _Connection:
     def __init__(self, channel: Any) -> None:
@@ -140,6 +142,10 @@ class Client:
         except grpc.RpcError as error:
             if lonely.is_set():
                 raise UnavailableError(f"no connection to {self.server} within {self._connect_timeout} s") from error
+            if error.code() is grpc.StatusCode.CANCELLED and not request.cancelled.is_set() and self._connection is not None:
+                # Not by us: a server that shuts down ends so what reaches it then. It may soon be back.
+                raise UnavailableError("the server ended the call: it shuts down",
+                                       retry_after=_RETRY_AFTER_SHUTDOWN) from error
             raise from_grpc(error) from error
         finally:
             call.cancel()  # of no effect where it has ended

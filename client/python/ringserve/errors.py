@@ -66,7 +66,7 @@ class DeadlineExceededError(RingserveError, TimeoutError):
 
 
 class CancelledError(RingserveError):
-    """Somebody cancelled the call, or the server ended."""
+    """The call was cancelled here, or its client closed."""
 
     status = "CANCELLED"
 

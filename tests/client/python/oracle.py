@@ -48,11 +48,11 @@ def visible(mask, q_len, kv_len):
     return seen
 
 
-def attention(q, k, v, seen=None, scale=None):
+def attention(q, k, v, seen=None, scale=None, bias=0):
     """(out, lse) of [B, H, S, D]; `seen` broadcasts to [B, Hq, Tq, Tk]."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-    scores = q @ k.swapaxes(2, 3) * (1 / np.sqrt(q.shape[3]) if scale is None else scale)
+    scores = q @ k.swapaxes(2, 3) * (1 / np.sqrt(q.shape[3]) if scale is None else scale) + bias
     if seen is not None:
         scores = np.where(seen, scores, -np.inf)
     top = scores.max(axis=-1, keepdims=True)

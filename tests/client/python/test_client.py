@@ -20,8 +20,8 @@ def tensors(q=(1, 4, 33, 16), kv_heads=2, kv_len=33, value_dim=16, dtype=np.floa
     return tuple(random.standard_normal(shape).astype(dtype) for shape in shapes)
 
 
-def check(result, q, k, v, seen=None, scale=None, tolerance=3e-6):
-    out, lse = oracle.attention(q, k, v, seen, scale)
+def check(result, q, k, v, seen=None, scale=None, tolerance=3e-6, bias=0):
+    out, lse = oracle.attention(q, k, v, seen, scale, bias)
     np.testing.assert_allclose(result.out.astype(np.float64), out, rtol=0, atol=tolerance)
     if result.lse is not None:
         np.testing.assert_allclose(result.lse, lse, rtol=0, atol=max(tolerance, 1e-6) * 10)
@@ -116,24 +116,36 @@ def test_several_megabytes_arrive_whole(client):
     assert result.statistics.upload_bytes == 3 * q.nbytes
 
 
-def test_a_bias_and_per_head_extras_are_served_or_refused_but_never_dropped(client):
+def test_a_bias_is_added_to_the_scaled_scores(client):
     q, k, v = tensors(q=(2, 4, 33, 16))
-    bias = np.random.default_rng(1).standard_normal((2, 1, 33, 33)).astype(np.float32)
-    logits = np.linspace(-1, 2, 4, dtype=np.float32)
-    try:
-        out = client.attend(q, k, v, bias=bias, workers=2).out
-        scores = (q @ np.repeat(k, 2, 1).swapaxes(2, 3)).astype(np.float64) / 4 + bias
-        weights = np.exp(scores)
-        expected = weights / weights.sum(-1, keepdims=True) @ np.repeat(v, 2, 1)
-        np.testing.assert_allclose(out, expected, atol=1e-5)
-    except errors.UnimplementedError as error:
-        assert "bias" in error.message
-    try:
-        got = client.attend(q, k, v, sink_logits=logits, return_lse=True, workers=2)
-        _, lse = oracle.attention(q, k, v)
-        np.testing.assert_allclose(got.lse, np.logaddexp(lse, logits[:, None]), atol=1e-5)
-    except errors.UnimplementedError as error:
-        assert "sink_logits" in error.message
+    random = np.random.default_rng(1)
+    for shape in ((1, 1), (2, 1), (1, 4), (2, 4)):
+        bias = random.standard_normal((*shape, 33, 33)).astype(np.float32)
+        result = client.attend(q, k, v, bias=bias, mask=masks.causal(), return_lse=True, workers=2)
+        check(result, q, k, v, oracle.visible(masks.causal(), 33, 33), bias=bias)
+        shown = bias > 0
+        check(client.attend(q, k, v, bias=shown, return_lse=True, workers=2), q, k, v, shown)
+
+
+def test_alibi_slopes_lower_the_scores_of_distant_keys(client):
+    q, k, v = tensors()
+    slopes = np.array([0.5, 0.25, 0.125, 0], np.float32)
+    distance = np.abs(np.subtract.outer(np.arange(33), np.arange(33)))
+    result = client.attend(q, k, v, alibi_slopes=slopes, return_lse=True, workers=2)
+    check(result, q, k, v, bias=-slopes[:, None, None] * distance)
+
+
+def test_sink_logits_take_their_share_and_may_be_left_out_of_the_lse(client):
+    q, k, v = tensors()
+    logits = np.linspace(-1, 2, 4, dtype=np.float32)[:, None]
+    out, lse = oracle.attention(q, k, v)
+    with_sinks = np.logaddexp(lse, logits)
+    result = client.attend(q, k, v, sink_logits=logits[:, 0], return_lse=True, workers=2)
+    np.testing.assert_allclose(result.lse, with_sinks, atol=1e-5)
+    np.testing.assert_allclose(result.out, out * np.exp(lse - with_sinks)[..., None], atol=3e-6)
+    bare = client.attend(q, k, v, sink_logits=logits[:, 0], lse_without_sinks=True, return_lse=True, workers=2)
+    np.testing.assert_allclose(bare.lse, lse, atol=1e-5)
+    np.testing.assert_array_equal(bare.out, result.out)
 
 
 def test_numbers_of_numpy_are_numbers(client):

@@ -44,7 +44,8 @@ def test_an_answer_that_comes_backwards_is_put_in_place(fake_server):
     failing(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_after_ms="10"),
     failing(grpc.StatusCode.UNAVAILABLE, retry_after_ms="10"),
     failing(grpc.StatusCode.UNAVAILABLE, after_accepting=True),
-], ids=["queue full", "worker lost, pushback", "connection lost during the job"])
+    failing(grpc.StatusCode.CANCELLED),
+], ids=["queue full", "worker lost, pushback", "connection lost during the job", "server shuts down"])
 def test_what_is_worth_it_is_tried_again_under_another_id(fake_server, script):
     server = fake_server(script)
     told = []
@@ -61,7 +62,6 @@ def test_what_is_worth_it_is_tried_again_under_another_id(fake_server, script):
     (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhaustedError),
     (grpc.StatusCode.UNAVAILABLE, errors.UnavailableError),
     (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceededError),
-    (grpc.StatusCode.CANCELLED, errors.CancelledError),
     (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
     (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
     (grpc.StatusCode.INTERNAL, errors.InternalError),
@@ -88,6 +88,24 @@ def test_no_retry_begins_that_the_deadline_forbids(fake_server):
     with pytest.raises(errors.ResourceExhaustedError):
         attend(server, deadline=20)
     assert server.calls == 1
+
+
+def test_a_client_that_is_closed_cancels_what_runs(fake_server):
+    started, ended = threading.Event(), threading.Event()
+
+    def silent(requests, context, attempt):
+        context.add_callback(ended.set)
+        yield accepted()
+        started.set()
+        ended.wait(60)
+
+    client = ringserve.Client(fake_server(silent).address)
+    closer = threading.Thread(target=lambda: started.wait(30) and client.close())
+    closer.start()
+    with pytest.raises(errors.CancelledError):
+        client.attend(*TENSORS)
+    closer.join()
+    assert ended.wait(30)
 
 
 def test_a_pushback_that_is_no_number_is_none(fake_server):

@@ -124,14 +124,23 @@ def test_numbers_that_only_show_or_hide_are_a_mask(scope):
     check(scope, *tensors(2), attn_mask=mask)
 
 
-def test_other_masks_are_served_as_a_bias_or_refused(scope):
-    """Whatever this server does with a bias, it does not drop it."""
+@pytest.mark.parametrize("shape", [(33, 33), (1, 4, 33, 33), (2, 1, 33, 33), (2, 4, 33, 33), (2, 1, 1, 33)])
+def test_other_masks_are_served_as_a_bias(scope, shape):
     q, k, v = tensors(2)
-    for mask in (torch.randn(33, 33), torch.rand(1, 4, 33, 33) < 0.5, torch.randn(2, 1, 33, 33), torch.randn(2, 4, 33, 33)):
-        try:
-            check(scope, q, k, v, attn_mask=mask)
-        except errors.UnimplementedError as error:
-            assert "bias" in error.message
+    check(scope, q, k, v, attn_mask=torch.randn(shape))
+    check(scope, q, k, v, attn_mask=torch.rand(shape) < 0.7)
+    q, k, v = tensors(2, dtype=torch.bfloat16)
+    check(scope, q, k, v, attn_mask=torch.randn(shape).bfloat16(), tolerance=4e-2)
+
+
+def test_a_bias_and_the_scopes_mask_hold_together(client):
+    scope = ringserve.torch.context_parallel(client, mask=masks.causal(), workers=2)
+    q, k, v = tensors(1)
+    bias = torch.randn(33, 33)
+    with scope:
+        found = SDPA(q, k, v, attn_mask=bias)
+    expected = SDPA(q, k, v, attn_mask=bias.masked_fill(~torch.ones(33, 33).tril().bool(), -torch.inf))
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
 
 
 def test_the_scopes_mask_holds_beside_the_calls(client):
