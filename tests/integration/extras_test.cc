@@ -17,7 +17,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr uint64_t kMostBiasBytes = 1 << 20;
+constexpr uint64_t kMostBiasBytes = 16 << 20;
 
 class ExtrasTest : public ::testing::Test {
  protected:
@@ -109,6 +109,26 @@ TEST_F(ExtrasTest, AreRightWhereBatchRowsAreCutEachItsOwnWay) {
   }
 }
 
+// 9 MB that become 45 MB on their way, and 4 MB of slopes that become 12: more than the coordinator
+// holds of one request.
+TEST_F(ExtrasTest, OfWhichManyCopiesAreMadeGetThrough) {
+  v1::AttentionSpec spec = MakeSpec(1'500, 1'500, 1, 4, 4);
+  spec.set_batch(5);
+  for (int64_t row = 0; row < 5; ++row) {
+    v1::Documents& documents = *spec.add_masks()->mutable_documents();
+    documents.add_q_lengths(100 + 200 * row);
+    documents.add_q_lengths(1'400 - 200 * row);
+  }
+  spec.mutable_bias();
+  v1::AttendHeader header = MakeHeader(spec, "copies", 3);
+  header.mutable_options()->set_balancer(v1::BALANCER_PER_DOCUMENT);
+  ExpectRight(header);
+  spec = MakeSpec(1, 2, 1'000'000, 1, 1);
+  spec.set_alibi_slopes(true);
+  spec.set_sink_logits(true);
+  ExpectRight(MakeHeader(spec, "slopes", 3));
+}
+
 TEST_F(ExtrasTest, ThatAreMissingAreNamed) {
   v1::AttendHeader header = TinyHeader();
   header.mutable_spec()->set_alibi_slopes(true);
@@ -159,10 +179,10 @@ TEST_F(ExtrasTest, WhoseSpansDoNotFitAreNeverSent) {
 }
 
 TEST_F(ExtrasTest, ABiasAboveTheServersLimitIsRefusedBeforeItIsSent) {
-  v1::AttentionSpec spec = MakeSpec(512, 513, 1, 4, 4);
+  v1::AttentionSpec spec = MakeSpec(2048, 2049, 1, 4, 4);
   spec.mutable_bias();
   const std::string words =
-      absl::StrCat("spec.bias takes ", 512 * 513 * 4, " bytes, limit ", kMostBiasBytes);
+      absl::StrCat("spec.bias takes ", 2048 * 2049 * 4, " bytes, limit ", kMostBiasBytes);
   RawCall call(NewChannel(cluster_->address()));
   EXPECT_TRUE(call.SendHeader(MakeHeader(spec, "large", 2)));
   const absl::Status attend = call.Finish();
@@ -174,7 +194,7 @@ TEST_F(ExtrasTest, ABiasAboveTheServersLimitIsRefusedBeforeItIsSent) {
   EXPECT_EQ(plan.code(), absl::StatusCode::kFailedPrecondition) << plan;
   EXPECT_THAT(std::string(plan.message()), HasSubstr(words));
   EXPECT_EQ(cluster_->client().GetCluster()->limits().max_bias_bytes(), kMostBiasBytes);
-  spec.set_kv_len(512);
+  spec.set_kv_len(2048);
   ExpectRight(MakeHeader(spec, "just-fits", 2));
 }
 

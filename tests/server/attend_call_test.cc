@@ -20,6 +20,23 @@
 namespace ringserve {
 namespace {
 
+// A bias stays with its queries: the operator's default cannot make them travel.
+TEST(Defaults, DoNotMakeARequestOneThatIsRefused) {
+  AttendOptions defaults;
+  defaults.default_rotate = v1::ROTATE_METHOD_PASS_Q;
+  v1::AttentionSpec spec;
+  v1::AttentionOptions options;
+  ApplyDefaults(defaults, spec, options);
+  EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_PASS_Q);
+  spec.mutable_bias();
+  options.clear_rotate();
+  ApplyDefaults(defaults, spec, options);
+  EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_UNSPECIFIED);
+  defaults.default_rotate = v1::ROTATE_METHOD_ALL_GATHER;
+  ApplyDefaults(defaults, spec, options);
+  EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
+}
+
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using test::ClientCall;
@@ -456,6 +473,42 @@ TEST_F(AttendTest, ASlowWorkerHoldsTheUploadBackWithinTheBounds) {
   EXPECT_LE(calls_->held_bytes(), 3 * kChunkBytes);
   go.Notify();
   EXPECT_TRUE(call->Collect(request).ok());
+  ExpectRight(request, *call);
+  End();
+}
+
+// 4 MB of slopes for four ranks, one of which takes nothing for now: 16 MB are not held for it.
+TEST_F(AttendTest, WhatGoesToEveryRankIsHeldBackByTheSlowestWithinTheBounds) {
+  Serve();
+  absl::Notification go;
+  for (int i = 0; i < 4; ++i) {
+    AddWorker([&, i](RankRun& run) {
+      if (!run.TakeAssignment()) return grpc::Status::CANCELLED;
+      if (i == 2) go.WaitForNotification();
+      if (!run.TakeUpload() || !run.SayReady() || !run.TakeStart()) return grpc::Status::CANCELLED;
+      run.SendRows();
+      run.SendDone();
+      return grpc::Status::OK;
+    });
+  }
+  Request request = MakeRequest(4, 4, 1);
+  v1::AttentionSpec& spec = *request.header.mutable_spec();
+  spec.set_q_heads(1'000'000);
+  spec.set_alibi_slopes(true);
+  request.q.assign(ShapeOf(v1::TENSOR_ID_Q, spec).bytes(), 'q');
+  const auto call = Open();
+  ASSERT_TRUE(call->SendHeader(request.header));
+  std::thread uploader([&] {
+    call->SendTensor(v1::TENSOR_ID_ALIBI_SLOPES, std::string(4 * spec.q_heads(), 's'));
+    call->SendTensors(request);
+    call->HalfClose();
+  });
+  EXPECT_TRUE(WaitUntil([&] { return calls_->held_bytes() >= 2 * kChunkBytes; }));
+  EXPECT_FALSE(
+      WaitUntil([&] { return calls_->held_bytes() > uint64_t{8} << 20; }, milliseconds(300)));
+  go.Notify();
+  EXPECT_TRUE(call->Collect(request).ok());
+  uploader.join();
   ExpectRight(request, *call);
   End();
 }

@@ -55,7 +55,10 @@ class RankRun {
   bool complete() {
     return shards_[v1::TENSOR_ID_Q].size() == Bytes(v1::TENSOR_ID_Q) &&
            shards_[v1::TENSOR_ID_K].size() == Bytes(v1::TENSOR_ID_K) &&
-           shards_[v1::TENSOR_ID_V].size() == Bytes(v1::TENSOR_ID_V);
+           shards_[v1::TENSOR_ID_V].size() == Bytes(v1::TENSOR_ID_V) &&
+           (!assignment_.spec().alibi_slopes() ||
+            shards_[v1::TENSOR_ID_ALIBI_SLOPES].size() ==
+                ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, assignment_.spec()).bytes());
   }
 
   bool SayReady() {
