@@ -134,17 +134,27 @@ def test_a_server_that_does_not_answer_meets_the_deadline(fake_server):
     ([accepted()], "no statistics"),
     ([b"\xff"], "malformed"),
 ])
-def test_a_broken_answer_is_an_internal_error_and_ends_the_call(fake_server, broken, says):
-    ended = threading.Event()
-
+def test_a_broken_answer_is_an_internal_error(fake_server, broken, says):
     def script(requests, context, attempt):
-        context.add_callback(ended.set)
         upload(requests)
         yield from broken
 
     with pytest.raises(errors.InternalError, match=says):
         attend(fake_server(script))
-    assert ended.wait(30)
+
+
+def test_a_broken_answer_ends_the_call_at_the_server_too(fake_server):
+    ended = threading.Event()
+
+    def script(requests, context, attempt):
+        context.add_callback(ended.set)
+        yield chunk("out", 0, b"x")
+        ended.wait(60)
+
+    with ringserve.Client(fake_server(script).address) as client:
+        with pytest.raises(errors.InternalError, match="before it accepted") as raised:
+            client.attend(*TENSORS)
+        assert ended.wait(15), raised
 
 
 def test_a_server_that_went_away_for_good_is_waited_for_no_longer_than_said(fake_server):
