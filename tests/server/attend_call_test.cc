@@ -185,8 +185,15 @@ TEST_F(AttendTest, BadHeadersAreRefusedNamingTheField) {
       {"request id", [](auto& h) { h.set_request_id("a\nb"); }, kInvalid, "request_id"},
       {"window", [](auto& h) { h.mutable_spec()->add_masks()->mutable_window()->set_left(-1); },
        kInvalid, "window.left is -1"},
-      {"bias", [](auto& h) { h.mutable_spec()->mutable_bias(); }, absl::StatusCode::kUnimplemented,
-       "bias"},
+      {"softcap", [](auto& h) { h.mutable_spec()->set_softcap(30); },
+       absl::StatusCode::kUnimplemented, "softcap"},
+      {"a bias above the limit",
+       [](auto& h) {
+         h.mutable_spec()->set_q_len(1 << 15);
+         h.mutable_spec()->set_kv_len((1 << 15) + 1);
+         h.mutable_spec()->mutable_bias();
+       },
+       absl::StatusCode::kFailedPrecondition, "spec.bias takes 4295098368 bytes, limit 4294967296"},
       {"masks",
        [](auto& h) {
          h.mutable_spec()->set_batch(65'537);
@@ -433,7 +440,7 @@ TEST_F(AttendTest, NothingIsReadFromAClientWhoseJobIsQueued) {
         go.WaitForNotification();
         return Echo(run);
       },
-      uint64_t{400} << 20);
+      uint64_t{250} << 20);
   const Request request = LargeRequest();
   const auto first = Open();
   ASSERT_TRUE(first->SendHeader(request.header));
