@@ -214,14 +214,9 @@ TEST_F(AttendTest, RefusesWhatIsNotServedNamingTheField) {
   };
   using Header = v1::AttendHeader;
   refused([](Header& h) { h.mutable_spec()->set_softcap(30); }, "spec.softcap");
-  refused([](Header& h) { h.mutable_spec()->mutable_bias(); }, "spec.bias");
-  refused([](Header& h) { h.mutable_spec()->set_alibi_slopes(true); }, "spec.alibi_slopes");
-  refused([](Header& h) { h.mutable_spec()->set_sink_logits(true); }, "spec.sink_logits");
   refused([](Header& h) { h.mutable_spec()->set_dropout(0.5); }, "spec.dropout");
   refused([](Header& h) { h.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
           "options.rotate");
-  refused([](Header& h) { h.mutable_options()->set_lse_without_sinks(true); },
-          "options.lse_without_sinks");
   refused([](Header& h) { h.mutable_options()->set_convert_to_f32(false); },
           "options.convert_to_f32");
   refused([](Header& h) { h.set_session("mine"); }, "session");
