@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include <ATen/ATen.h>
@@ -18,11 +19,13 @@ struct Kind {
   const char* name;
   double gain;  // of the queries
   bool values_cancel;
+  bool terms = false;  // a bias and ALiBi slopes
 };
 
 constexpr Kind kKinds[] = {{"ordinary", 1, false},         {"peaked", 6, false},
                            {"scores up to 50", 11, false}, {"one-hot", 200, false},
-                           {"cancelling", 1, true},        {"peaked and cancelling", 6, true}};
+                           {"cancelling", 1, true},        {"peaked and cancelling", 6, true},
+                           {"biased", 1, false, true},     {"peaked and biased", 6, false, true}};
 
 struct Setting {
   v1::DType dtype;
@@ -45,12 +48,22 @@ v1::AttentionSpec SpecOf(const Setting& setting) {
   spec.set_head_dim(64);
   spec.set_dtype(setting.dtype);
   if (setting.causal) spec.add_masks()->set_causal(true);
+  if (setting.kind.terms) {
+    spec.mutable_bias();
+    spec.set_alibi_slopes(true);
+  }
   return spec;
 }
 
-// Values that cancel are 100 + v for even keys and -100 + v for odd ones.
+// Values that cancel are 100 + v for even keys and -100 + v for odd ones. Biases hide nothing: a
+// row that sees no key is none to LibTorch.
 Inputs InputsOf(const Setting& setting, const v1::AttentionSpec& spec, uint64_t seed) {
   Inputs inputs = RandomInputs(spec, seed, setting.kind.gain);
+  if (setting.kind.terms) {
+    std::vector<double> bias = ToDoubles(inputs.bias, spec.dtype());
+    for (size_t i = 0; i < bias.size(); ++i) bias[i] = std::sin(static_cast<double>(seed + i));
+    inputs.bias = FromDoubles(bias, spec.dtype());
+  }
   if (!setting.kind.values_cancel) return inputs;
   std::vector<double> values = ToDoubles(inputs.v, spec.dtype());
   for (size_t i = 0; i < values.size(); ++i) {
@@ -67,14 +80,34 @@ std::vector<std::byte> BytesOf(const at::Tensor& tensor) {
   return bytes;
 }
 
+// What LibTorch takes for a bias, slopes and the causal mask: [1, 4, S, S], fp32 or fp64.
+std::optional<at::Tensor> MaskOfTerms(const Setting& setting, const v1::AttentionSpec& spec,
+                                      const Inputs& inputs) {
+  if (!setting.kind.terms) return std::nullopt;
+  const int64_t length = spec.q_len();
+  const auto numbers = [](const std::vector<std::byte>& bytes, v1::DType dtype) {
+    const std::vector<double> doubles = ToDoubles(bytes, dtype);
+    return at::tensor(doubles, at::kDouble);
+  };
+  const at::Tensor slopes = numbers(inputs.alibi_slopes, v1::DTYPE_F32).view({1, 4, 1, 1});
+  const at::Tensor position = at::arange(length);
+  const at::Tensor distance = position.unsqueeze(1) - position;
+  at::Tensor mask =
+      numbers(inputs.bias, spec.dtype()).view({1, 1, length, length}) - slopes * distance.abs();
+  if (setting.causal) mask.masked_fill_(distance.lt(0), -INFINITY);
+  return mask.to(setting.type == at::kDouble ? at::kDouble : at::kFloat);
+}
+
 Errors ErrorsOfLibTorch(const Setting& setting, const v1::AttentionSpec& spec, Inputs inputs,
                         const Reference& reference) {
   const auto tensor = [&](std::vector<std::byte>& bytes, int64_t heads) {
     return at::from_blob(bytes.data(), {1, heads, spec.q_len(), spec.head_dim()},
                          at::TensorOptions().dtype(setting.type));
   };
+  const std::optional<at::Tensor> mask = MaskOfTerms(setting, spec, inputs);
   const auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
-      tensor(inputs.q, 4), tensor(inputs.k, 2), tensor(inputs.v, 2), 0.0, setting.causal);
+      tensor(inputs.q, 4), tensor(inputs.k, 2), tensor(inputs.v, 2), 0.0, setting.causal && !mask,
+      mask);
   return ErrorsOf(spec, reference, BytesOf(out), BytesOf(lse));
 }
 
