@@ -99,7 +99,7 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   const uint64_t q_row_bytes =
       SaturatingMultiply(spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
                                              (pads ? padded * element : 0) +
-                                             (own ? 1 : padded * element + accumulated));
+                                             (own ? 5 : padded * element + accumulated));
   const uint64_t padded_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const bool adds = spec.has_bias() || spec.alibi_slopes();

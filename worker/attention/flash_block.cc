@@ -228,7 +228,7 @@ class FlashBlock {
       if (given) CopyQuery(query, QueryOf(block, row), dim_);
       std::fill(query + numbers, query + depth_, Factor{});
       s.most[row] = given ? *LseOf(block, row) : kNothing;
-      s.total[row] = s.most[row] == kNothing ? 0 : 1;
+      s.total[row] = s.most[row] == kNothing ? 0 : into_.open ? *TotalOf(block, row) : 1;
       const int64_t held = s.most[row] == kNothing ? 0 : value_dim_;
       if (held > 0) std::copy_n(OutOf(block, row), held, sums);
       std::fill(sums + held, sums + width_, 0.f);
@@ -317,6 +317,12 @@ class FlashBlock {
   void End(const Scratch& s, const Block& block) {
     for (int64_t row = 0; row < block.rows(); ++row) {
       if (s.most[row] == kNothing) continue;
+      if (into_.open) {
+        std::copy_n(s.sums + row * width_, value_dim_, OutOf(block, row));
+        *LseOf(block, row) = s.most[row];
+        *TotalOf(block, row) = s.total[row];
+        continue;
+      }
       ScaleRow(OutOf(block, row), s.sums + row * width_, value_dim_, 1 / s.total[row]);
       *LseOf(block, row) = s.most[row] + std::log(s.total[row]);
     }
@@ -331,10 +337,18 @@ class FlashBlock {
   float* LseOf(const Block& block, int64_t row) const {
     return const_cast<float*>(into_.lse.At(block.batch_row, block.Head(row), block.Query(row)));
   }
+  float* TotalOf(const Block& block, int64_t row) const {
+    return const_cast<float*>(into_.total.At(block.batch_row, block.Head(row), block.Query(row)));
+  }
 
   struct Accumulator {
-    Rows<float> out, lse;
-    explicit Accumulator(const Partial& into) : out(into.out), lse(into.lse) {}
+    bool open;  // see Partial
+    Rows<float> out, lse, total;
+    explicit Accumulator(const Partial& into)
+        : open(into.total.defined()),
+          out(into.out),
+          lse(into.lse),
+          total(open ? into.total : into.lse) {}
   };
 
   const Accumulator into_;
@@ -368,6 +382,13 @@ void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor&
   TORCH_CHECK(into.out.scalar_type() == at::kFloat && into.lse.scalar_type() == at::kFloat,
               "accumulates in fp32 alone");
   TORCH_CHECK(type == at::kBFloat16 || products == Products::kWide, "no pairs of ", type);
+  if (!into.total.defined() && k.size(2) > kKeysLaidOut) {
+    const Partial open = {into.out, into.lse, at::ones(into.lse.sizes(), at::kFloat)};
+    AccumulateFlash(open, q, k, v, lo, hi, scale, products, terms);
+    return Settle(open);
+  }
+  TORCH_CHECK(!into.total.defined() || into.total.scalar_type() == at::kFloat,
+              "totals are fp32 alone");
   const bool few = q.size(1) / k.size(1) * q.size(2) <= kFewRows;
   if (products == Products::kPairs && !few) {
     return FlashBlock<BFloat16Bits, BFloat16Bits>(into, q, k, v, lo, hi, scale, terms).Run();

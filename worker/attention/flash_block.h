@@ -23,7 +23,8 @@ inline constexpr int64_t kFewRows = 8;
 // q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv], of the same type, fp32, bf16 or f16,
 // last dim contiguous; `into` fp32, [B, Hq, Sq, Dv]. Rows that see no key, or whose scores are all
 // -inf, stay as they are. `scale` is positive. kPairs wants bf16. Takes, for K and V, at most
-//   4 B Hkv min(Sk + 64, kKeysLaidOut) (D + Dv + 16) bytes
+//   4 B Hkv min(Sk + 64, kKeysLaidOut) (D + Dv + 16) bytes,
+// for a closed accumulator and more than kKeysLaidOut keys 4 B Hq Sq,
 // and per thread less than 64 (512 + D + Dv + 16) 6 bytes.
 void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor& k,
                      const at::Tensor& v, int64_t lo, int64_t hi, float scale, Products products,

@@ -8,6 +8,7 @@
 #include <ATen/TensorIterator.h>
 
 #include "worker/attention/row_blend.h"
+#include "worker/attention/score_rows.h"
 
 namespace ringserve {
 namespace {
@@ -104,12 +105,34 @@ void AddSinksTo(const Partial& partial, const at::Tensor& sink_logits, bool keep
 }  // namespace
 
 Partial Partial::Queries(int64_t begin, int64_t end) const {
-  return {out.narrow(2, begin, end - begin), lse.narrow(2, begin, end - begin)};
+  const auto rows = [&](const at::Tensor& all) { return all.narrow(2, begin, end - begin); };
+  return {rows(out), rows(lse), total.defined() ? rows(total) : total};
 }
 
 void Clear(const Partial& partial) { partial.lse.fill_(-std::numeric_limits<double>::infinity()); }
 
+void Settle(const Partial& partial) {
+  TORCH_CHECK(partial.total.defined() && partial.total.sizes() == partial.lse.sizes() &&
+                  partial.out.scalar_type() == at::kFloat &&
+                  partial.lse.scalar_type() == at::kFloat &&
+                  partial.total.scalar_type() == at::kFloat,
+              "not an open partial of fp32");
+  TORCH_CHECK(partial.out.stride(3) == 1, "strided value dim");
+  if (partial.lse.numel() == 0) return;
+  const int64_t dim = partial.out.size(3);
+  at::TensorIterator rows = RowsOf(partial).add_owned_const_input(partial.total).build();
+  ForEachRow<3>(rows, dim, [dim](const std::array<char*, 3>& at) {
+    float* const out = reinterpret_cast<float*>(at[0]);
+    float& lse = *reinterpret_cast<float*>(at[1]);
+    const float total = *reinterpret_cast<const float*>(at[2]);
+    if (lse == -std::numeric_limits<float>::infinity()) return;
+    ScaleRow(out, out, dim, 1 / total);
+    lse += std::log(total);
+  });
+}
+
 void Merge(const Partial& into, const Partial& part) {
+  TORCH_CHECK(!into.total.defined() && !part.total.defined(), "an open partial");
   TORCH_CHECK(into.out.sizes() == part.out.sizes() && into.lse.sizes() == part.lse.sizes(),
               "partials of different shapes: ", part.out.sizes(), " into ", into.out.sizes());
   const at::ScalarType type = into.out.scalar_type();

@@ -10,9 +10,13 @@ namespace ringserve {
 // For a block of queries: `out` is the softmax-weighted mean of the values seen so far, `lse` the
 // natural log of the sum of exp of their scores. Views, any strides; the last dim of `out` is
 // contiguous. Where lse is -inf nothing was seen, and `out` holds anything: it is never read there.
+//
+// With a `total` a partial is still open: its out is out / total, its lse lse + log(total). So
+// nothing is rounded to an lse between one block of keys and the next.
 struct Partial {
-  at::Tensor out;  // [B, Hq, Sq, Dv]
-  at::Tensor lse;  // [B, Hq, Sq]
+  at::Tensor out;         // [B, Hq, Sq, Dv]
+  at::Tensor lse;         // [B, Hq, Sq]
+  at::Tensor total = {};  // undefined, or as lse
 
   // The same memory, fewer rows.
   Partial Queries(int64_t begin, int64_t end) const;
@@ -21,7 +25,10 @@ struct Partial {
 // Nothing seen yet, in any row: lse -inf. Does not touch `out`.
 void Clear(const Partial& partial);
 
-// `into` takes `part` of the same shape in:
+// Closes an open partial of fp32: out and lse are then what they say, `total` is done with.
+void Settle(const Partial& partial);
+
+// `into` takes `part` of the same shape in, both closed:
 //   m = max(l1, l2); lse = m + log(e^(l1-m) + e^(l2-m)); out = sum of out_i e^(l_i - lse)
 // All four tensors fp32, or all fp64. Rows that `part` did not see stay as they were.
 void Merge(const Partial& into, const Partial& part);

@@ -44,6 +44,8 @@ class Ring {
     for (size_t i = 0; i < tensors.out.size(); ++i) {
       const at::Tensor& out = tensors.out[i];
       accumulators_.push_back(narrow ? at::empty(out.sizes(), at::kFloat) : out);
+      if (format.dtype != at::kDouble)
+        totals_.push_back(at::empty(tensors.lse[i].sizes(), at::kFloat));
       Clear({accumulators_[i], tensors.lse[i]});
     }
   }
@@ -84,6 +86,7 @@ class Ring {
   double scale_;
   KvShards shards_;
   std::vector<at::Tensor> accumulators_;  // as RankTensors::out
+  std::vector<at::Tensor> totals_;        // as RankTensors::lse; f64: none
   absl::Status arithmetic_;               // the first failure
   const Clock::time_point begin_ = Clock::now();
 };
@@ -112,7 +115,8 @@ void Ring::MakeScalePositive() {
 
 void Ring::Add(const Tile& tile) {
   const KvShards::Views kv = shards_.At(tile.owner, tile.batch_row);
-  Accumulate({BatchRow(accumulators_, tile.batch_row), BatchRow(tensors_.lse, tile.batch_row)},
+  Accumulate({BatchRow(accumulators_, tile.batch_row), BatchRow(tensors_.lse, tile.batch_row),
+              totals_.empty() ? at::Tensor() : BatchRow(totals_, tile.batch_row)},
              BatchRow(tensors_.q, tile.batch_row), kv.k, kv.v, tile, scale_, Terms(tile.batch_row));
   ++progress_.tiles_done;
   ++statistics_.tiles;
@@ -137,6 +141,7 @@ absl::Status Ring::Wait(Communicator::Ticket exchange) {
 
 void Ring::Finish() {
   for (size_t i = 0; i < accumulators_.size(); ++i) {
+    if (!totals_.empty()) Settle({accumulators_[i], tensors_.lse[i], totals_[i]});
     const Partial partial = {accumulators_[i], tensors_.lse[i]};
     if (tensors_.sink_logits.defined()) {
       AddSinks(partial, tensors_.sink_logits, options_.lse_without_sinks);

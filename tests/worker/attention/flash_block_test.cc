@@ -169,6 +169,31 @@ TEST_P(FlashBlock, AfterBlockGivesTheWhole) {
   ExpectNear(into, Expected(t, -kAny, 120), products());
 }
 
+// Hundreds of blocks of scores near 1000, whose lse has a step of 6e-5: were it rounded in between,
+// it would be off by many of them.
+TEST_P(FlashBlock, AfterBlockRoundsNoLseInAnOpenAccumulator) {
+  constexpr int64_t kBlocks = 300, kHeight = 1000;
+  const Tensors t = RandomTensors(type(), 1, 2, 1, 20, 64, 16, 16);
+  const ScoreTerms terms = {.bias = at::full({1, 1, 20, 64}, kHeight, type())};
+  Partial into = Nothing(t);
+  into.total = at::full({1, 2, 20}, std::nan(""));
+  for (int64_t i = 0; i < kBlocks; ++i) {
+    AccumulateFlash(into, t.q, t.k, t.v, -kAny, kAny, kScale, products(), terms);
+  }
+  Settle(into);
+  const at::Tensor expected = Expected(t, -kAny, kAny).lse + kHeight + std::log(double{kBlocks});
+  EXPECT_LT(Difference(into.lse, expected), 1.5e-4);
+}
+
+TEST_P(FlashBlock, LeavesRowsOfAnOpenAccumulatorThatSeeNothingAsTheyWere) {
+  const Tensors t = RandomTensors(type(), 1, 2, 1, 100, 80, 16, 16);
+  Partial into = Nothing(t);
+  into.total = at::full({1, 2, 100}, std::nan(""));
+  Accumulate(into, t, -kAny, -30);
+  Settle(into);
+  ExpectNear({into.out, into.lse}, Expected(t, -kAny, -30), products());
+}
+
 // The next product starts from an accumulator that dwarfs it, and the other way round.
 TEST_P(FlashBlock, ThatIsDwarfedChangesNothing) {
   const Tensors t = RandomTensors(type(), 1, 1, 1, 20, 30, 16, 16);

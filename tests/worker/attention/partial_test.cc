@@ -172,6 +172,38 @@ TEST_F(Merging, EndsInTheAnswersTypeWithZerosWhereNothingWasSeen) {
   }
 }
 
+TEST_F(Merging, TakesClosedPartialsAlone) {
+  Partial open = Random();
+  open.total = at::ones({2, 3, 5});
+  EXPECT_THROW(Merge(open, Random()), c10::Error);
+  EXPECT_THROW(Merge(Random(), open), c10::Error);
+}
+
+class Settling : public Merging {};
+
+TEST_F(Settling, DividesByTheTotal) {
+  Partial open = Random();
+  open.total = at::rand({2, 3, 5}).add(1);
+  const Partial before = Copy(open);
+  Settle(open);
+  EXPECT_LT(Distance(open.out, before.out / open.total.unsqueeze(-1)), 1e-6);
+  EXPECT_LT(Distance(open.lse, before.lse + open.total.log()), 1e-6);
+}
+
+TEST_F(Settling, LeavesRowsThatSawNothing) {
+  Partial open = Empty();
+  open.total = at::full({2, 3, 5}, std::nan(""));
+  Settle(open);
+  EXPECT_TRUE(open.lse.isneginf().all().item<bool>());
+}
+
+TEST_F(Settling, RefusesWhatIsClosedOrWide) {
+  EXPECT_THROW(Settle(Random()), c10::Error);
+  Partial wide = Random(at::kDouble, at::kDouble);
+  wide.total = at::ones({2, 3, 5}, at::kDouble);
+  EXPECT_THROW(Settle(wide), c10::Error);
+}
+
 class Sinks : public Merging {};
 
 // A sink is a partial with one score and a value of 0.
