@@ -90,6 +90,17 @@ TEST_F(DeploymentTest, AWorkersConfigurationIsCheckedAndPrintedWithoutStartingIt
   }
 }
 
+TEST_F(DeploymentTest, TheConfigurationInTheManifestsIsAccepted) {
+  const std::string manifests = RINGSERVE_TEST_DATA "/../deploy/k8s/";
+  for (const std::string& command :
+       {Binary("ringserve-server") + " --config " + manifests + "base/server.yaml",
+        Binary("ringserve-worker") + " --advertise worker-0.worker.ringserve.svc:7071 --config " +
+            manifests + "overlays/cpu/worker-options.yaml"}) {
+    const Output printed = OutputOf(command + " --print-config");
+    EXPECT_EQ(printed.exit, 0) << command << printed.text;
+  }
+}
+
 // deploy/options.md is written by --help-markdown.
 TEST_F(DeploymentTest, TheReferenceOfOptionsSaysWhatTheBinariesSay) {
   std::ifstream file(RINGSERVE_TEST_DATA "/../deploy/options.md");
