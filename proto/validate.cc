@@ -310,10 +310,6 @@ absl::Status CheckTogether(const v1::AttentionSpec& spec, const v1::AttentionOpt
 
 // `options` passed CheckOptions.
 absl::Status CheckOptionsServed(const v1::AttentionOptions& options) {
-  if (options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
-    return Unserved("options.rotate",
-                    absl::StrCat(v1::RotateMethod_Name(options.rotate()), " is not served yet"));
-  }
   if (options.has_convert_to_f32() && !options.convert_to_f32()) {
     return Unserved("options.convert_to_f32",
                     "is false, which is not served: accumulation is in fp32 or wider");

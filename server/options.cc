@@ -65,7 +65,8 @@ void AddPlanning(OptionTable& table, ServerOptions& options) {
   table.Choice<v1::RotateMethod>("default-rotate",
                                  {{"auto", v1::ROTATE_METHOD_AUTO},
                                   {"all-to-all", v1::ROTATE_METHOD_ALL_TO_ALL},
-                                  {"all-gather", v1::ROTATE_METHOD_ALL_GATHER}},
+                                  {"all-gather", v1::ROTATE_METHOD_ALL_GATHER},
+                                  {"pass-q", v1::ROTATE_METHOD_PASS_Q}},
                                  options.attend.default_rotate,
                                  "How K and V meet the queries where a request leaves it to us");
   v1::Measurements& assumed = options.coordinator.measurements;

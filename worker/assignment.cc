@@ -57,47 +57,64 @@ std::vector<uint64_t> BiasBlocks(const v1::AttentionSpec& spec, const std::vecto
   return blocks;
 }
 
-absl::Status CheckShards(const v1::Assignment& assignment) {
-  const v1::AttentionSpec& spec = assignment.spec();
-  absl::Status status = CheckRows(assignment.q_rows(), spec.batch(), spec.q_len(), "q_rows");
-  if (!status.ok()) return status;
-  if (assignment.kv_shards_size() != assignment.ranks()) {
-    return Wrong("kv_shards has ", assignment.kv_shards_size(), " entries: must be ranks (",
-                 assignment.ranks(), ")");
-  }
-  for (int rank = 0; rank < assignment.ranks(); ++rank) {
-    status = CheckRows(assignment.kv_shards(rank).rows(), spec.batch(), spec.kv_len(),
-                       absl::StrCat("kv_shards[", rank, "].rows"));
-    if (!status.ok()) return status;
+using Shards = google::protobuf::RepeatedPtrField<v1::ShardRows>;
+
+// One entry by rank, and together they hold the whole sequence.
+absl::Status CheckShards(const v1::Assignment& assignment, const Shards& shards, int64_t length,
+                         const std::string& field, const std::string& length_field) {
+  const int64_t batch = assignment.spec().batch();
+  if (shards.size() != assignment.ranks()) {
+    return Wrong(field, " has ", shards.size(), " entries: must be ranks (", assignment.ranks(),
+                 ")");
   }
   int64_t distinct_rows = 1;
-  for (const v1::KvShard& shard : assignment.kv_shards()) {
-    if (shard.rows_size() > 1) distinct_rows = spec.batch();
+  for (int rank = 0; rank < shards.size(); ++rank) {
+    const absl::Status status =
+        CheckRows(shards[rank].rows(), batch, length, absl::StrCat(field, "[", rank, "].rows"));
+    if (!status.ok()) return status;
+    if (shards[rank].rows_size() > 1) distinct_rows = batch;
   }
   for (int64_t b = 0; b < distinct_rows; ++b) {
     int64_t rows = 0;
-    for (const v1::KvShard& shard : assignment.kv_shards()) {
+    for (const v1::ShardRows& shard : shards) {
       rows += shard.rows(shard.rows_size() == 1 ? 0 : static_cast<int>(b));
     }
-    if (rows != spec.kv_len()) {
-      return Wrong("kv_shards hold ", rows, " rows of batch row ", b, ": must be spec.kv_len (",
-                   spec.kv_len(), ")");
+    if (rows != length) {
+      return Wrong(field, " hold ", rows, " rows of batch row ", b, ": must be ", length_field,
+                   " (", length, ")");
     }
   }
   return absl::OkStatus();
 }
 
+absl::Status CheckShards(const v1::Assignment& assignment) {
+  const v1::AttentionSpec& spec = assignment.spec();
+  absl::Status status = CheckRows(assignment.q_rows(), spec.batch(), spec.q_len(), "q_rows");
+  if (!status.ok()) return status;
+  status =
+      CheckShards(assignment, assignment.kv_shards(), spec.kv_len(), "kv_shards", "spec.kv_len");
+  if (!status.ok() || assignment.q_shards().empty()) return status;
+  status = CheckShards(assignment, assignment.q_shards(), spec.q_len(), "q_shards", "spec.q_len");
+  if (!status.ok()) return status;
+  const auto& own = assignment.q_shards(assignment.rank()).rows();
+  if (!std::equal(own.begin(), own.end(), assignment.q_rows().begin(), assignment.q_rows().end()))
+    return Wrong("q_shards[", assignment.rank(), "].rows is not q_rows");
+  return absl::OkStatus();
+}
+
 absl::Status CheckTile(const v1::Tile& tile, const RankAssignment& job, const std::string& field) {
-  const std::vector<int64_t>& kv_rows = job.plan.kv_rows[tile.owner()];
+  const RankPlan& plan = job.plan;
+  const std::vector<int64_t>& own_rows = plan.pass_q() ? plan.q_rows[tile.owner()] : job.q_rows;
+  const std::vector<int64_t>& kv_rows = plan.kv_rows[plan.pass_q() ? plan.rank : tile.owner()];
   const int64_t batch = job.spec.batch();
   if (tile.batch_row() < -1 || tile.batch_row() >= batch) {
     return Wrong(field, ".batch_row is ", tile.batch_row(), ": must be -1 or below ", batch);
   }
-  if (tile.batch_row() == -1 && batch > 1 && (job.q_rows.size() != 1 || kv_rows.size() != 1)) {
+  if (tile.batch_row() == -1 && batch > 1 && (own_rows.size() != 1 || kv_rows.size() != 1)) {
     return Wrong(field, ".batch_row is -1: but the batch rows do not share a layout");
   }
   const int64_t row = std::max(0, tile.batch_row());
-  const int64_t q_rows = RowsOf(job.q_rows, row), k_rows = RowsOf(kv_rows, row);
+  const int64_t q_rows = RowsOf(own_rows, row), k_rows = RowsOf(kv_rows, row);
   if (tile.q_begin() < 0 || tile.q_begin() >= tile.q_end() || tile.q_end() > q_rows) {
     return Wrong(field, ".q is [", tile.q_begin(), ", ", tile.q_end(), "): must lie in [0, ",
                  q_rows, ")");
@@ -118,13 +135,16 @@ absl::Status CheckTile(const v1::Tile& tile, const RankAssignment& job, const st
   return absl::OkStatus();
 }
 
+absl::Status CheckPeer(int peer, const v1::Assignment& assignment, const std::string& field) {
+  if (peer < 0 || peer >= assignment.ranks() || peer == assignment.rank())
+    return Wrong(field, " is ", peer, ": must be another rank below ", assignment.ranks());
+  return absl::OkStatus();
+}
+
 absl::Status CheckTransfer(const v1::Transfer& transfer, const v1::Assignment& assignment,
                            const std::string& field) {
-  if (transfer.peer() < 0 || transfer.peer() >= assignment.ranks() ||
-      transfer.peer() == assignment.rank()) {
-    return Wrong(field, ".peer is ", transfer.peer(), ": must be another rank below ",
-                 assignment.ranks());
-  }
+  const absl::Status status = CheckPeer(transfer.peer(), assignment, absl::StrCat(field, ".peer"));
+  if (!status.ok()) return status;
   if (transfer.owner() < 0 || transfer.owner() >= assignment.ranks()) {
     return Wrong(field, ".owner is ", transfer.owner(), ": must be below ", assignment.ranks());
   }
@@ -145,9 +165,45 @@ Tile FromProto(const v1::Tile& tile) {
   return out;
 }
 
-// Checks step `index` against the shards held before it, and appends it to the job's plan.
-absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>& held,
-                     RankAssignment& job) {
+// What a rank has at the beginning of a step.
+struct Held {
+  std::set<int> shards;    // by owner
+  std::set<int> computed;  // pass-Q: whose queries' partials it has tiles of
+  std::set<int> sent;      // pass-Q: whose partials it has sent
+  std::set<int> returned;  // pass-Q: who sent a partial of its own queries
+};
+
+// The partials of step `index`: at its beginning, after all of their tiles, and once.
+absl::Status AddPartials(const v1::Assignment& assignment, int index, std::set<int> receivers,
+                         std::set<int> senders, Held& held, Step& out) {
+  const v1::Step& step = assignment.steps(index);
+  const std::string sends = absl::StrCat("steps[", index, "].partial_sends");
+  const std::string recvs = absl::StrCat("steps[", index, "].partial_recvs");
+  if (assignment.q_shards().empty() && step.partial_sends_size() + step.partial_recvs_size() > 0) {
+    return Wrong("steps[", index, "] has partials: but no q_shards");
+  }
+  for (const int owner : step.partial_sends()) {
+    absl::Status status = CheckPeer(owner, assignment, sends);
+    if (!status.ok()) return status;
+    if (!held.computed.contains(owner)) return Wrong(sends, " names ", owner, ": no tile was its");
+    if (!held.sent.insert(owner).second) return Wrong(sends, " names ", owner, " once more");
+    if (!receivers.insert(owner).second)
+      return Wrong(sends, " names ", owner, ": a shard goes there in the same step");
+    out.partial_sends.push_back(owner);
+  }
+  for (const int peer : step.partial_recvs()) {
+    absl::Status status = CheckPeer(peer, assignment, recvs);
+    if (!status.ok()) return status;
+    if (!held.returned.insert(peer).second) return Wrong(recvs, " names ", peer, " once more");
+    if (!senders.insert(peer).second)
+      return Wrong(recvs, " names ", peer, ": a shard comes from there in the same step");
+    out.partial_recvs.push_back(peer);
+  }
+  return absl::OkStatus();
+}
+
+// Checks step `index` against what is held before it, and appends it to the job's plan.
+absl::Status AddStep(const v1::Assignment& assignment, int index, Held& held, RankAssignment& job) {
   const v1::Step& step = assignment.steps(index);
   Step out;
   std::set<int> receivers, senders, received;
@@ -155,7 +211,7 @@ absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>&
     const std::string field = absl::StrCat("steps[", index, "].sends");
     absl::Status status = CheckTransfer(transfer, assignment, field);
     if (!status.ok()) return status;
-    if (!held.contains(transfer.owner())) {
+    if (!held.shards.contains(transfer.owner())) {
       return Wrong(field, ".owner is ", transfer.owner(), ": its shard is not here yet");
     }
     if (!receivers.insert(transfer.peer()).second) {
@@ -167,7 +223,7 @@ absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>&
     const std::string field = absl::StrCat("steps[", index, "].recvs");
     absl::Status status = CheckTransfer(transfer, assignment, field);
     if (!status.ok()) return status;
-    if (held.contains(transfer.owner()) || !received.insert(transfer.owner()).second) {
+    if (held.shards.contains(transfer.owner()) || !received.insert(transfer.owner()).second) {
       return Wrong(field, ".owner is ", transfer.owner(), ": its shard is here already");
     }
     if (!senders.insert(transfer.peer()).second) {
@@ -175,17 +231,22 @@ absl::Status AddStep(const v1::Assignment& assignment, int index, std::set<int>&
     }
     out.recvs.push_back({.peer = transfer.peer(), .owner = transfer.owner()});
   }
+  absl::Status partials = AddPartials(assignment, index, receivers, senders, held, out);
+  if (!partials.ok()) return partials;
   for (int i = 0; i < step.tiles_size(); ++i) {
     const v1::Tile& tile = step.tiles(i);
     const std::string field = absl::StrCat("steps[", index, "].tiles[", i, "]");
-    if (!held.contains(tile.owner())) {
+    if (!held.shards.contains(tile.owner())) {
       return Wrong(field, ".owner is ", tile.owner(), ": its shard is not here yet");
     }
+    if (held.sent.contains(tile.owner()))
+      return Wrong(field, ".owner is ", tile.owner(), ": its partial has gone already");
+    if (job.plan.pass_q() && tile.owner() != job.plan.rank) held.computed.insert(tile.owner());
     absl::Status status = CheckTile(tile, job, field);
     if (!status.ok()) return status;
     out.tiles.push_back(FromProto(tile));
   }
-  held.merge(received);
+  held.shards.merge(received);
   job.plan.steps.push_back(std::move(out));
   return absl::OkStatus();
 }
@@ -233,13 +294,21 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
   job.peak_bytes = assignment.peak_bytes();
   job.plan.job = assignment.job();
   job.plan.rank = assignment.rank();
-  for (const v1::KvShard& shard : assignment.kv_shards()) {
+  for (const v1::ShardRows& shard : assignment.kv_shards()) {
     job.plan.kv_rows.emplace_back(shard.rows().begin(), shard.rows().end());
   }
-  std::set<int> held = {assignment.rank()};
+  for (const v1::ShardRows& shard : assignment.q_shards()) {
+    job.plan.q_rows.emplace_back(shard.rows().begin(), shard.rows().end());
+  }
+  Held held{.shards = {assignment.rank()}};
   for (int i = 0; i < assignment.steps_size(); ++i) {
     status = AddStep(assignment, i, held, job);
     if (!status.ok()) return status;
+  }
+  for (const int owner : held.computed) {
+    if (!held.sent.contains(owner))
+      return Wrong("steps compute for the queries of rank ", owner,
+                   ": and never send it a partial");
   }
 
   const std::vector<int64_t>& kv_rows = job.plan.kv_rows[job.plan.rank];

@@ -34,8 +34,8 @@ struct RankAssignment {
 };
 
 // INVALID_ARGUMENT, naming the field: anything that contradicts itself or `spec`; a tile or a
-// transfer of a shard that this rank does not hold at that step; tiles outside of the shards;
-// shards that exceed peak_bytes.
+// transfer of a shard that this rank does not hold at that step; tiles outside of the shards; a
+// partial that goes before its last tile or never, or comes twice; shards that exceed peak_bytes.
 absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment);
 
 // Fills plan.members from `start`. INVALID_ARGUMENT: not one member per rank, a member twice or

@@ -81,15 +81,20 @@ RankTensors MakeTensors(const std::shared_ptr<RankJob>& job) {
     row += batch * rows;
   }
   AddExtras(job, tensors);
-  const int64_t kv_bytes = static_cast<int64_t>(job->kv.size());
-  tensors.kv = View(job, job->kv.data(), 0, true, {1, 1, 1, kv_bytes}, at::kByte).view({kv_bytes});
+  const auto bytes = [&](const HostBuffer& buffer) {
+    const int64_t size = static_cast<int64_t>(buffer.size());
+    return View(job, buffer.data(), 0, true, {1, 1, 1, size}, at::kByte).view({size});
+  };
+  tensors.q_bytes = bytes(job->q);
+  tensors.kv = bytes(job->kv);
   return tensors;
 }
 
-KvFormat MakeFormat(const v1::AttentionSpec& spec) {
+ShardFormat MakeFormat(const v1::AttentionSpec& spec) {
   return {.dtype = ToScalarType(spec.dtype()),
           .head_major = IsHeadMajor(spec),
           .batch = spec.batch(),
+          .q_heads = spec.q_heads(),
           .kv_heads = spec.kv_heads(),
           .head_dim = spec.head_dim(),
           .value_dim = ValueDim(spec)};

@@ -12,6 +12,6 @@ namespace ringserve {
 // throws.
 RankTensors MakeTensors(const std::shared_ptr<RankJob>& job);
 
-KvFormat MakeFormat(const v1::AttentionSpec& spec);
+ShardFormat MakeFormat(const v1::AttentionSpec& spec);
 
 }  // namespace ringserve

@@ -52,6 +52,7 @@ ordered_json StepsJson(const v1::PlanResponse& response) {
     ordered_json steps = ordered_json::array();
     for (const v1::RankSteps::Step& step : rank.steps()) {
       steps.push_back(ordered_json{{"kv_rank", step.kv_rank()},
+                                   {"q_rank", step.q_rank()},
                                    {"work", step.work()},
                                    {"tiles", step.tiles()},
                                    {"bytes_sent", step.bytes_sent()}});

@@ -20,37 +20,68 @@ double RateOr(double value, double fallback) {
 double Delay(double value) { return std::isfinite(value) && value > 0 ? value : 0; }
 
 // A shard that reaches d ranks is sent once by its owner and once by each rank on the way.
-std::vector<uint64_t> RingBytes(const Workload& workload, const std::vector<uint64_t>& kv_bytes) {
+std::vector<uint64_t> RingBytes(const Workload& workload,
+                                const std::vector<uint64_t>& shard_bytes) {
   std::vector<uint64_t> sent(workload.ranks);
   for (int owner = 0; owner < workload.ranks; ++owner) {
     for (int hop = 0; hop < workload.reach[owner]; ++hop) {
       uint64_t& bytes = sent[(owner + hop) % workload.ranks];
-      bytes = SaturatingAdd(bytes, kv_bytes[owner]);
+      bytes = SaturatingAdd(bytes, shard_bytes[owner]);
     }
   }
   return sent;
 }
 
-double RingSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
-                   const Speed& speed) {
-  // By step: of the shards that travel in it. What travels far has travelled all the way.
-  std::vector<uint64_t> largest(workload.ranks + 1);
-  int furthest = 0;
+std::vector<uint64_t> PassQBytes(const Workload& workload, const ParcelBytes& bytes) {
+  std::vector<uint64_t> sent = RingBytes(workload, bytes.q);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      if (owner == rank || !workload.Needs(rank, owner)) continue;
+      sent[rank] = SaturatingAdd(sent[rank], bytes.partial[owner]);
+    }
+  }
+  return sent;
+}
+
+// By step: the most bytes that a rank sends in it. What travels far has travelled all the way.
+std::vector<uint64_t> RingTransfers(const Workload& workload,
+                                    const std::vector<uint64_t>& shard_bytes) {
+  std::vector<uint64_t> largest(workload.ranks);
   for (int owner = 0; owner < workload.ranks; ++owner) {
     const int reach = workload.reach[owner];
-    furthest = std::max(furthest, reach);
-    if (reach > 0) largest[reach - 1] = std::max(largest[reach - 1], kv_bytes[owner]);
+    if (reach > 0) largest[reach - 1] = std::max(largest[reach - 1], shard_bytes[owner]);
   }
-  for (int step = workload.ranks; step-- > 0;)
+  for (int step = workload.ranks - 1; step-- > 0;)
     largest[step] = std::max(largest[step], largest[step + 1]);
+  return largest;
+}
 
+std::vector<uint64_t> PassQTransfers(const Workload& workload, const ParcelBytes& bytes) {
+  const int ranks = workload.ranks;
+  std::vector<uint64_t> largest(ranks + 1);
+  for (int step = 0; step <= ranks; ++step) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      const int here = (rank - step + ranks) % ranks, before = (here + 1) % ranks;
+      uint64_t sent = step < ranks && workload.reach[here] > step ? bytes.q[here] : 0;
+      if (step > 1 && workload.Needs(rank, before))
+        sent = SaturatingAdd(sent, bytes.partial[before]);
+      largest[step] = std::max(largest[step], sent);
+    }
+  }
+  return largest;
+}
+
+// `transfers` by step: at least as many as there is lockstep work for.
+double LockstepSeconds(const Workload& workload, const std::vector<uint64_t>& transfers,
+                       const Speed& speed) {
   double overlapped = 0;
   double exchanges = 0;
-  for (int step = 0; step < workload.ranks; ++step) {
+  for (size_t step = 0; step < transfers.size(); ++step) {
     const double exchange =
-        step < furthest ? speed.latency_seconds + largest[step] * speed.seconds_per_byte : 0;
+        transfers[step] > 0 ? speed.latency_seconds + transfers[step] * speed.seconds_per_byte : 0;
+    const uint64_t work = step < workload.lockstep.size() ? workload.lockstep[step] : 0;
     exchanges += exchange;
-    overlapped += std::max(exchange, workload.lockstep[step] * speed.seconds_per_pair);
+    overlapped += std::max(exchange, work * speed.seconds_per_pair);
   }
   if (!workload.lockstep_is_bound) return overlapped;
   return std::min(overlapped, workload.lockstep_total * speed.seconds_per_pair + exchanges);
@@ -99,17 +130,20 @@ Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spe
   };
 }
 
-Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
-              v1::RotateMethod rotate, const Speed& speed) {
+Cost Estimate(const Workload& workload, const ParcelBytes& bytes, v1::RotateMethod rotate,
+              const Speed& speed) {
   Cost cost;
   cost.pieces = workload.pieces;
-  const bool ring = rotate != v1::ROTATE_METHOD_ALL_GATHER;
-  if (ring) {
-    cost.bytes_sent = RingBytes(workload, kv_bytes);
-    cost.seconds = RingSeconds(workload, kv_bytes, speed);
+  const bool lockstep = rotate != v1::ROTATE_METHOD_ALL_GATHER;
+  if (rotate == v1::ROTATE_METHOD_PASS_Q) {
+    cost.bytes_sent = PassQBytes(workload, bytes);
+    cost.seconds = LockstepSeconds(workload, PassQTransfers(workload, bytes), speed);
+  } else if (lockstep) {
+    cost.bytes_sent = RingBytes(workload, bytes.kv);
+    cost.seconds = LockstepSeconds(workload, RingTransfers(workload, bytes.kv), speed);
   } else {
     cost.bytes_sent.resize(workload.ranks);
-    cost.seconds = GatherSeconds(workload, kv_bytes, speed, cost.bytes_sent);
+    cost.seconds = GatherSeconds(workload, bytes.kv, speed, cost.bytes_sent);
   }
   cost.seconds +=
       (workload.ranks - 1) * speed.rank_overhead_seconds + workload.pieces * kSecondsPerTile;
@@ -121,8 +155,8 @@ Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
   const double mean = static_cast<double>(total) / workload.ranks;
   const uint64_t busiest = *std::max_element(workload.paced.begin(), workload.paced.end());
   cost.imbalance_total = busiest / mean;
-  cost.imbalance = ring ? workload.lockstep_total / mean : cost.imbalance_total;
-  cost.imbalance_is_bound = ring && workload.lockstep_is_bound;
+  cost.imbalance = lockstep ? workload.lockstep_total / mean : cost.imbalance_total;
+  cost.imbalance_is_bound = lockstep && workload.lockstep_is_bound;
   return cost;
 }
 

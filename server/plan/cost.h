@@ -31,15 +31,22 @@ struct Cost {
   bool imbalance_is_bound = false;
 };
 
-// `kv_bytes` by rank: see KvShardBytes. `rotate` is ALL_TO_ALL or ALL_GATHER.
+// Bytes by rank, of those that `rotate` moves: see KvShardBytes, QShardBytes and PartialBytes.
+struct ParcelBytes {
+  std::vector<uint64_t> kv, q, partial;
+};
+
 //   all-to-all  seconds = sum over steps of max(busiest rank's work, largest transfer)
 //   all-gather  seconds = largest sum of received bytes + largest total work
-// both + overhead per rank beyond the first + a few microseconds per tile of the busiest rank.
-// where work is times the rank's pace (see Workload), as in what follows.
-// imbalance: all-to-all, sum over steps of max work / sum over steps of mean work; all-gather, max
-// / mean of totals (imbalance_total). 1 where nothing is visible.
-Cost Estimate(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
-              v1::RotateMethod rotate, const Speed& speed);
+//   pass-Q      as all-to-all, of what a rank sends in a step: a shard of Q, and the partial of the
+//               step before. Nothing hides the last partials, which come in a step of their own
+// all + overhead per rank beyond the first + a few microseconds per tile of the busiest rank.
+// where work is times the rank's pace (see Workload), as in what follows. What merging partials
+// takes is not counted. `workload` is MakePassQWorkload's for pass-Q, else MakeWorkload's.
+// imbalance: all-to-all and pass-Q, sum over steps of max work / sum over steps of mean work;
+// all-gather, max / mean of totals (imbalance_total). 1 where nothing is visible.
+Cost Estimate(const Workload& workload, const ParcelBytes& bytes, v1::RotateMethod rotate,
+              const Speed& speed);
 
 // The better of two costs: fewer seconds; where they are the same, fewer bytes, then fewer tiles.
 bool Cheaper(const Cost& a, const Cost& b);

@@ -188,26 +188,28 @@ SequenceLayout Cutter::Ptrr(int64_t block, int ranks, const Weights& weights) {
   return Collapsed(std::move(layout));
 }
 
-Cutting Cutter::Cut(Way way, int ranks) {
+Cutting Cutter::Cut(Way way, int ranks, Weighted weighted) {
   assert(weights_.empty() || weights_.size() == static_cast<size_t>(ranks));
   const int64_t q_len = spec_.q_len(), kv_len = spec_.kv_len();
+  const Weights& of_q = weighted == Weighted::kQueries ? weights_ : even_;
+  const Weights& of_kv = weighted == Weighted::kKeys ? weights_ : even_;
   switch (way) {
     case Way::kContiguous:
-      return {v1::BALANCER_CONTIGUOUS, "contiguous", ContiguousLayout(q_len, ranks, weights_),
-              ContiguousLayout(kv_len, ranks)};
+      return {v1::BALANCER_CONTIGUOUS, "contiguous", ContiguousLayout(q_len, ranks, of_q),
+              ContiguousLayout(kv_len, ranks, of_kv)};
     case Way::kEven:
       return {v1::BALANCER_CONTIGUOUS, "even pieces", EvenLayout(q_len, ranks),
               EvenLayout(kv_len, ranks)};
     case Way::kHeadTail:
-      return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, weights_),
-              HeadTailLayout(kv_len, ranks)};
+      return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, of_q),
+              HeadTailLayout(kv_len, ranks, of_kv)};
     case Way::kPerDocument: {
       Cutting cutting{v1::BALANCER_PER_DOCUMENT,
                       "per-document",
-                      PerDocument(q_len, false, ranks, weights_),
+                      PerDocument(q_len, false, ranks, of_q),
                       {}};
-      cutting.kv =
-          KeysAreAsQueries() && weights_.empty() ? cutting.q : PerDocument(kv_len, true, ranks, {});
+      cutting.kv = KeysAreAsQueries() && weights_.empty() ? cutting.q
+                                                          : PerDocument(kv_len, true, ranks, of_kv);
       return cutting;
     }
     case Way::kPtrr:
@@ -216,13 +218,13 @@ Cutting Cutter::Cut(Way way, int ranks) {
   const int64_t block = PtrrBlock(ranks);
   Cutting cutting{v1::BALANCER_PTRR,
                   absl::StrCat("ptrr (blocks of ", block, block == 1 ? " row)" : " rows)"),
-                  Ptrr(block, ranks, weights_),
+                  Ptrr(block, ranks, of_q),
                   {},
                   block};
   if (q_len != kv_len) {
-    cutting.kv = HeadTailLayout(kv_len, ranks);
+    cutting.kv = HeadTailLayout(kv_len, ranks, of_kv);
   } else {
-    cutting.kv = weights_.empty() ? cutting.q : Ptrr(block, ranks, {});
+    cutting.kv = weights_.empty() ? cutting.q : Ptrr(block, ranks, of_kv);
   }
   return cutting;
 }

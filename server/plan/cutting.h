@@ -17,6 +17,9 @@ namespace ringserve {
 // The ways there are. kEven has no name in the protocol: only `auto` takes it.
 enum class Way { kContiguous, kEven, kHeadTail, kPerDocument, kPtrr };
 
+// What worker_weights cut.
+enum class Weighted { kQueries, kKeys };
+
 struct Cutting {
   v1::Balancer balancer = v1::BALANCER_UNSPECIFIED;
   std::string name;  // for people
@@ -27,8 +30,9 @@ struct Cutting {
 
 // Of one request. Queries and keys of the same length are cut alike; otherwise keys are cut by
 // their own length: contiguous, head-tail and per-document as queries are, PTRR head-tail (what a
-// key costs is not its rank's work). Weights cut the queries, which are what a rank works on; keys
-// stay even, because a step of the ring waits for its largest shard.
+// key costs is not its rank's work). Weights cut what a rank works on and stays where it is: the
+// queries, or with pass-Q the keys. What travels stays even, because a step of the ring waits for
+// its largest shard.
 class Cutter {
  public:
   // All are valid, outlive this object and belong together; `options.worker_weights` are none or
@@ -47,7 +51,7 @@ class Cutter {
   absl::Status Check(Way way, int ranks) const;
 
   // `way` passed Check.
-  Cutting Cut(Way way, int ranks);
+  Cutting Cut(Way way, int ranks, Weighted weighted = Weighted::kQueries);
 
  private:
   int64_t PtrrBlock(int ranks) const;
@@ -62,6 +66,7 @@ class Cutter {
   const v1::AttentionOptions& options_;
   const std::vector<std::vector<Band>>& bands_;
   Weights weights_;  // empty where they are all the same
+  const Weights even_;
   std::map<int64_t, std::vector<std::vector<uint64_t>>> block_work_;  // by block size, batch row
   mutable std::map<int64_t, int64_t> strips_;                         // by block size
 };

@@ -150,8 +150,8 @@ std::string RankTable(const Plan& plan, int shown) {
   return text;
 }
 
-// Whose keys, how many tiles of what kind, and what moves meanwhile.
-std::string Cell(const v1::Step& step) {
+// Whose shard of `kind`, how many tiles of what kind, and what moves meanwhile.
+std::string Cell(const v1::Step& step, const char* kind) {
   int full = 0, causal = 0, bands = 0;
   std::string owners;
   int last_owner = -1;
@@ -165,7 +165,7 @@ std::string Cell(const v1::Step& step) {
       ++bands;
     }
     if (tile.owner() == last_owner) continue;
-    absl::StrAppend(&owners, last_owner < 0 ? "kv " : ",", tile.owner());
+    absl::StrAppend(&owners, last_owner < 0 ? absl::StrCat(kind, " ") : ",", tile.owner());
     last_owner = tile.owner();
   }
   std::string text = owners.empty() ? "-" : absl::StrCat(owners, ":");
@@ -174,12 +174,14 @@ std::string Cell(const v1::Step& step) {
   if (bands) absl::StrAppend(&text, " ", bands, bands == 1 ? " band" : " bands");
   for (const v1::Transfer& send : step.sends()) {
     absl::StrAppend(&text, " >", send.peer());
-    if (send.owner() != last_owner) absl::StrAppend(&text, "(kv ", send.owner(), ")");
+    if (send.owner() != last_owner) absl::StrAppend(&text, "(", kind, " ", send.owner(), ")");
   }
+  for (const int owner : step.partial_sends()) absl::StrAppend(&text, " partial>", owner);
   return text;
 }
 
 std::string StepTable(const Plan& plan, int shown) {
+  const char* kind = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q ? "q" : "kv";
   std::vector<std::vector<v1::Step>> steps;
   size_t most = 0;
   Table table = {{"step"}};
@@ -192,7 +194,7 @@ std::string StepTable(const Plan& plan, int shown) {
   for (size_t t = 0; t < rows; ++t) {
     std::vector<std::string> row = {absl::StrCat(t)};
     for (const std::vector<v1::Step>& rank_steps : steps) {
-      row.push_back(t < rank_steps.size() ? Cell(rank_steps[t]) : "");
+      row.push_back(t < rank_steps.size() ? Cell(rank_steps[t], kind) : "");
     }
     table.push_back(std::move(row));
   }

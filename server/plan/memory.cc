@@ -37,6 +37,69 @@ bool Passes(const Workload& workload, int owner, int rank) {
   return owner != rank && workload.StepOf(rank, owner) <= workload.reach[owner];
 }
 
+std::vector<uint64_t> BytesHeld(const SequenceLayout& layout, int64_t batch, uint64_t row_bytes) {
+  std::vector<uint64_t> bytes = RowsHeld(layout, batch);
+  for (uint64_t& shard : bytes) shard = SaturatingMultiply(shard, row_bytes);
+  return bytes;
+}
+
+// Of one rank: what it holds beside its own shards while the job runs, and the most rows of a tile.
+struct Turning {
+  uint64_t held = 0;
+  uint64_t tile_queries = 0;
+  uint64_t tile_keys = 0;
+};
+
+// K and V travel, or are gathered.
+std::vector<Turning> TurningKv(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                               const SequenceLayout& kv, const Workload& workload, bool gather) {
+  const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
+  const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
+  const std::vector<uint64_t> kv_bytes = KvShardBytes(spec, kv);
+  std::vector<Turning> turning(workload.ranks);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    Turning& own = turning[rank];
+    own.tile_queries = q_rows[rank];
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      const bool needed = workload.Needs(rank, owner);
+      if (needed) own.tile_keys = std::max(own.tile_keys, kv_rows[owner]);
+      if (gather) {
+        if (needed && owner != rank) own.held = SaturatingAdd(own.held, kv_bytes[owner]);
+      } else if (Passes(workload, owner, rank)) {
+        own.held = std::max(own.held, SaturatingMultiply(2, kv_bytes[owner]));
+      }
+    }
+  }
+  return turning;
+}
+
+// Queries travel.
+std::vector<Turning> TurningQ(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                              const SequenceLayout& kv, const Workload& workload) {
+  const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
+  const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
+  const std::vector<uint64_t> q_bytes = QShardBytes(spec, q);
+  const std::vector<uint64_t> partial_bytes = PartialBytes(spec, q);
+  std::vector<Turning> turning(workload.ranks);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    Turning& own = turning[rank];
+    own.tile_queries = q_rows[rank];
+    uint64_t visiting = 0, computed = 0, returning = 0;
+    for (int other = 0; other < workload.ranks; ++other) {
+      if (workload.Needs(rank, other)) {
+        own.tile_keys = kv_rows[rank];
+        own.tile_queries = std::max(own.tile_queries, q_rows[other]);
+      }
+      if (other == rank) continue;
+      if (Passes(workload, other, rank)) visiting = std::max(visiting, q_bytes[other]);
+      if (workload.Needs(rank, other)) computed = std::max(computed, partial_bytes[other]);
+      if (workload.Needs(other, rank)) returning = partial_bytes[rank];
+    }
+    own.held = SaturatingAdd(SaturatingMultiply(2, SaturatingAdd(visiting, computed)), returning);
+  }
+  return turning;
+}
+
 }  // namespace
 
 uint64_t SaturatingAdd(uint64_t a, uint64_t b) {
@@ -64,9 +127,19 @@ std::vector<uint64_t> RowsHeld(const SequenceLayout& layout, int64_t batch) {
 std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv) {
   const uint64_t row_bytes = SaturatingMultiply(
       spec.kv_heads(), (spec.head_dim() + ValueDim(spec)) * ElementBytes(spec.dtype()));
-  std::vector<uint64_t> bytes = RowsHeld(kv, spec.batch());
-  for (uint64_t& shard : bytes) shard = SaturatingMultiply(shard, row_bytes);
-  return bytes;
+  return BytesHeld(kv, spec.batch(), row_bytes);
+}
+
+std::vector<uint64_t> QShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& q) {
+  return BytesHeld(
+      q, spec.batch(),
+      SaturatingMultiply(spec.q_heads(), spec.head_dim() * ElementBytes(spec.dtype())));
+}
+
+std::vector<uint64_t> PartialBytes(const v1::AttentionSpec& spec, const SequenceLayout& q) {
+  return BytesHeld(
+      q, spec.batch(),
+      SaturatingMultiply(spec.q_heads(), (ValueDim(spec) + 1) * LseElementBytes(spec.dtype())));
 }
 
 std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLayout& q) {
@@ -95,12 +168,13 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   // The kernel is our own, or LibTorch's.
   const bool own = spec.dtype() != v1::DTYPE_F64;
   const bool pads = d != dv && !own;
-  // Bytes that one query row takes, and one key row of a padded tile.
-  const uint64_t q_row_bytes =
-      SaturatingMultiply(spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated +
-                                             (pads ? padded * element : 0) +
-                                             (own ? 5 : padded * element + accumulated));
-  const uint64_t padded_key_bytes =
+  // Bytes that one query row of the rank's takes, one of a tile, and one key row of a tile.
+  const uint64_t q_row_bytes = SaturatingMultiply(
+      spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated + (own ? 5 : 0));
+  const uint64_t tile_query_bytes =
+      SaturatingMultiply(spec.q_heads(), (pads ? padded * element : 0) +
+                                             (own ? 0 : padded * element + accumulated));
+  const uint64_t tile_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const bool adds = spec.has_bias() || spec.alibi_slopes();
   const uint64_t mask_bytes = !own && (adds || NeedsDenseMask(bands))
@@ -108,25 +182,19 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
                                   : 0;
 
   const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
-  const std::vector<uint64_t> kv_rows = RowsHeld(kv, spec.batch());
   const std::vector<uint64_t> kv_bytes = KvShardBytes(spec, kv);
   const std::vector<uint64_t> extra_bytes = ExtraBytes(spec, q);
+  const std::vector<Turning> turning =
+      rotate == v1::ROTATE_METHOD_PASS_Q
+          ? TurningQ(spec, q, kv, workload)
+          : TurningKv(spec, q, kv, workload, rotate == v1::ROTATE_METHOD_ALL_GATHER);
   std::vector<uint64_t> peak(workload.ranks);
   for (int rank = 0; rank < workload.ranks; ++rank) {
-    uint64_t received = 0;
-    uint64_t tile_keys = 0;
-    for (int owner = 0; owner < workload.ranks; ++owner) {
-      const bool needed = workload.Needs(rank, owner);
-      if (needed) tile_keys = std::max(tile_keys, kv_rows[owner]);
-      if (rotate == v1::ROTATE_METHOD_ALL_GATHER) {
-        if (needed && owner != rank) received = SaturatingAdd(received, kv_bytes[owner]);
-      } else if (Passes(workload, owner, rank)) {
-        received = std::max(received, SaturatingMultiply(2, kv_bytes[owner]));
-      }
-    }
+    const auto& [held, tile_queries, tile_keys] = turning[rank];
     peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
-    for (uint64_t part : {kv_bytes[rank], extra_bytes[rank], received,
-                          SaturatingMultiply(tile_keys, padded_key_bytes),
+    for (uint64_t part : {kv_bytes[rank], extra_bytes[rank], held,
+                          SaturatingMultiply(tile_queries, tile_query_bytes),
+                          SaturatingMultiply(tile_keys, tile_key_bytes),
                           own && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }

@@ -21,29 +21,38 @@ std::vector<uint64_t> RowsHeld(const SequenceLayout& layout, int64_t batch);
 // By rank: bytes of its K and V shard, which is what one transfer moves.
 std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv);
 
+// By rank, pass-Q: bytes of its Q shard, which is what one transfer moves, and of a partial of its
+// queries.
+std::vector<uint64_t> QShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
+std::vector<uint64_t> PartialBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
+
 // By rank: bytes of what it holds of a bias, ALiBi slopes and sink logits: the bias of its queries
 // beside all keys (one copy for each batch row that has a layout of its own), and all of the
 // others.
 std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
 
 // By rank, with e bytes per element, a per accumulated element (4; F64: 8), P = max(D, Dv), n and m
-// the rank's query and key rows over all batch rows, M the most key rows of a shard it computes on:
+// the rank's query and key rows over all batch rows, M the most key rows of a shard it computes on,
+// N the most query rows (n, but for pass-Q):
 //
 //   shards        n Hq D e + m Hkv (D + Dv) e
 //   extras        see ExtraBytes
 //   results       n Hq Dv e + n Hq a                      out and lse as they are sent
 //   accumulators  n Hq (Dv + 1) a
-//   receive       all-to-all: 2 x the largest shard that it receives; all-gather: all of them
+//   receive       all-to-all: 2 x the largest shard that it receives; all-gather: all of them;
+//                 pass-Q: 2 x the largest shard of Q, 2 x the largest partial of others' queries
+//                 that it computes, 1 x n Hq (Dv + 1) a where others compute some of its own
 //   kernel        F64:
-//     padding     n Hq P e + 2 M Hkv P e, where D != Dv    copies of one tile's q, k and v
-//     partial     n Hq (P e + a)                          what it returns for one tile
+//     padding     N Hq P e + 2 M Hkv P e, where D != Dv    copies of one tile's q, k and v
+//     partial     N Hq (P e + a)                          what it returns for one tile
 //     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal,
 //                                                         or the scores a bias or slopes
 //                 F32, BF16, F16:
 //     rows        5 n Hq                                  their totals; which saw nothing, at the
 //     end layout      4 Hkv (D + Dv + 16) min(M + 64 B, 1024 B)  K and V as it multiplies them
 //
-// A tile has at most n queries and M keys. `spec` has value_dim filled in.
+// A tile has at most N queries and M keys. `spec` has value_dim filled in; for pass-Q, `workload`
+// is MakePassQWorkload's.
 std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
                                 const SequenceLayout& kv,
                                 const std::vector<std::vector<Band>>& bands,

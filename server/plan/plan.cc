@@ -30,10 +30,21 @@ constexpr int64_t kMostPieces = 131'072;
 constexpr int64_t kMostAutoLayout = int64_t{1} << 18;
 constexpr double kWorthALook = 0.01;
 
-std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate) {
-  if (rotate == v1::ROTATE_METHOD_ALL_TO_ALL || rotate == v1::ROTATE_METHOD_ALL_GATHER)
-    return {rotate};
-  return {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER};
+// Would all queries and what comes back for them be fewer bytes than all keys and values? Then
+// `auto` looks at pass-Q, too, which takes a workload of its own.
+bool QueriesAreLighter(const v1::AttentionSpec& spec) {
+  const double element = ElementBytes(spec.dtype()), accumulated = LseElementBytes(spec.dtype());
+  const double d = spec.head_dim(), dv = ValueDim(spec);
+  return spec.q_len() * (spec.q_heads() * (d * element + (dv + 1) * accumulated)) <
+         spec.kv_len() * (spec.kv_heads() * (d + dv) * element);
+}
+
+std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate, const v1::AttentionSpec& spec) {
+  if (rotate > v1::ROTATE_METHOD_AUTO) return {rotate};
+  std::vector<v1::RotateMethod> rotates = {v1::ROTATE_METHOD_ALL_TO_ALL,
+                                           v1::ROTATE_METHOD_ALL_GATHER};
+  if (!spec.has_bias() && QueriesAreLighter(spec)) rotates.push_back(v1::ROTATE_METHOD_PASS_Q);
+  return rotates;
 }
 
 Tiling TilingOf(const v1::AttentionSpec& spec) {
@@ -76,6 +87,7 @@ class Search {
         total_work_(total_work),
         pace_(PaceOf(options)),
         tiling_(TilingOf(spec)),
+        rotates_(RotatesFor(options.rotate(), spec)),
         cutter_(spec, options, bands) {}
 
   // Every cutting and rotate method that the options allow, over `ranks` workers, but for those
@@ -90,7 +102,7 @@ class Search {
         passed_over_.insert({ranks, way});
         continue;
       }
-      Look(cutter_.Cut(way, ranks));
+      Look(way, ranks);
     }
     if (best_) return absl::OkStatus();
     return absl::FailedPreconditionError(
@@ -143,20 +155,31 @@ class Search {
            best_->cost.seconds > (1 + kWorthALook) * PerfectSeconds(ranks);
   }
 
-  void Look(const Cutting& cutting) {
-    const Workload workload =
-        MakeWorkload(cutting.q, cutting.kv, bands_, spec_.batch(), pace_, tiling_, kMostPieces);
-    effort_ += workload.piece_pairs + LayoutSize(cutting.q) + LayoutSize(cutting.kv);
+  // Cuts once for each side that may travel.
+  void Look(Way way, int ranks) {
+    std::optional<Cutting> cutting;
+    Workload workload;
+    for (const v1::RotateMethod rotate : rotates_) {
+      const bool pass_q = rotate == v1::ROTATE_METHOD_PASS_Q;
+      if (!cutting || pass_q) {
+        cutting = cutter_.Cut(way, ranks, pass_q ? Weighted::kKeys : Weighted::kQueries);
+        workload = (pass_q ? MakePassQWorkload : MakeWorkload)(
+            cutting->q, cutting->kv, bands_, spec_.batch(), pace_, tiling_, kMostPieces);
+        effort_ += workload.piece_pairs + LayoutSize(cutting->q) + LayoutSize(cutting->kv);
+      }
+      Look(*cutting, workload, rotate);
+    }
+  }
+
+  void Look(const Cutting& cutting, const Workload& workload, v1::RotateMethod rotate) {
     if (workload.pieces > kMostPieces) {
-      for (v1::RotateMethod rotate : RotatesFor(options_.rotate()))
-        tried_.push_back({cutting.q.ranks(), cutting.name, rotate, 0, "too many pieces"});
+      tried_.push_back({cutting.q.ranks(), cutting.name, rotate, 0, "too many pieces"});
       return;
     }
-    const std::vector<uint64_t> kv_bytes = KvShardBytes(spec_, cutting.kv);
-    for (v1::RotateMethod rotate : RotatesFor(options_.rotate())) {
-      Consider({cutting, rotate, Estimate(workload, kv_bytes, rotate, speed_), workload.work,
-                workload.reach, PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
-    }
+    const ParcelBytes bytes = {KvShardBytes(spec_, cutting.kv), QShardBytes(spec_, cutting.q),
+                               PartialBytes(spec_, cutting.q)};
+    Consider({cutting, rotate, Estimate(workload, bytes, rotate, speed_), workload.work,
+              workload.reach, PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
   }
 
   void Consider(Candidate candidate) {
@@ -218,13 +241,14 @@ class Search {
     const std::string chosen = RotateName(best_->rotate);
     if (RotateOrBalancerIsGiven(options_.rotate()))
       return absl::StrCat("rotate ", chosen, " as asked");
+    std::vector<std::string> others;
     for (const Tried& tried : tried_) {
       if (tried.ranks != best_->ranks() || tried.cutting != best_->cutting.name) continue;
       if (tried.rotate == best_->rotate) continue;
-      return absl::StrCat("rotate ", chosen, " (", RotateName(tried.rotate), " ", SecondsOf(tried),
-                          ")");
+      others.push_back(absl::StrCat(RotateName(tried.rotate), " ", SecondsOf(tried)));
     }
-    return absl::StrCat("rotate ", chosen);
+    if (others.empty()) return absl::StrCat("rotate ", chosen);
+    return absl::StrCat("rotate ", chosen, " (", absl::StrJoin(others, ", "), ")");
   }
 
   static bool RotateOrBalancerIsGiven(v1::Balancer balancer) {
@@ -242,26 +266,13 @@ class Search {
   const uint64_t total_work_;
   const std::vector<double> pace_;
   const Tiling tiling_;
+  const std::vector<v1::RotateMethod> rotates_;
   Cutter cutter_;
   std::optional<Candidate> best_;
   std::vector<Tried> tried_;
   std::set<std::pair<int, Way>> passed_over_;  // ranks, way
   int64_t effort_ = 0;
 };
-
-absl::Status CheckServed(const v1::AttentionOptions& options) {
-  switch (options.rotate()) {
-    case v1::ROTATE_METHOD_UNSPECIFIED:
-    case v1::ROTATE_METHOD_AUTO:
-    case v1::ROTATE_METHOD_ALL_TO_ALL:
-    case v1::ROTATE_METHOD_ALL_GATHER:
-      break;
-    default:
-      return absl::UnimplementedError(
-          absl::StrCat("options.rotate ", RotateName(options.rotate()), " is not served yet"));
-  }
-  return absl::OkStatus();
-}
 
 absl::Status CheckWorkers(const v1::AttentionOptions& options, const Group& group) {
   if (group.workers < 1) return absl::UnavailableError("no worker has joined");
@@ -317,7 +328,6 @@ Plan ToPlan(const Search& search, const v1::AttentionSpec& spec,
 
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
                               const Group& group, const v1::Measurements& measurements) {
-  if (const absl::Status served = CheckServed(options); !served.ok()) return served;
   if (const absl::Status enough = CheckWorkers(options, group); !enough.ok()) return enough;
   v1::AttentionSpec normalized = spec;
   normalized.set_value_dim(ValueDim(spec));

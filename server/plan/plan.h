@@ -31,8 +31,8 @@ struct Plan {
   std::vector<std::vector<Band>>
       bands;  // see CompileMasks; one list for all batch rows, or one per batch row
   std::vector<std::vector<Alignment>> alignments;  // likewise; empty without ALiBi slopes
-  std::vector<int> reach;  // by owner: how many ranks up the ring its shard travels (all-to-all)
-  std::vector<uint64_t> work;        // per rank: visible pairs over all batch rows
+  std::vector<int> reach;  // by owner: how many ranks up the ring its shard travels: K and V, or Q
+  std::vector<uint64_t> work;        // per rank: visible pairs over all batch rows that it computes
   std::vector<uint64_t> bytes_sent;  // per rank
   std::vector<uint64_t> peak_bytes;  // per rank: shards, accumulators, receive buffers, padding
   double imbalance = 1;
@@ -54,7 +54,6 @@ v1::Measurements DefaultMeasurements();
 //   more than 2^62 pairs are visible, or a rank's part falls into more than 131,072 pieces (see
 //   Workload); says the limit.
 //   So are masks of more bands or comparisons than CompileMasks takes.
-// UNIMPLEMENTED: a named field that validation let pass but no planner serves.
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
                               const Group& group, const v1::Measurements& measurements);
 

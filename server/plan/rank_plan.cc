@@ -109,23 +109,30 @@ void AddTiles(const Plan& plan, int rank, int64_t batch_row, int tile_batch_row,
 
 bool SharedBands(const Plan& plan) { return plan.bands.size() == 1; }
 
-TilesByOwner TilesOfRank(const Plan& plan, int rank) {
-  TilesByOwner tiles;
-  const PositionIndex first_kv(plan.kv.rows[0]);
+// visit(batch row, the batch row that its tiles name, index of `kv`, bands) for each that differs.
+template <typename Visit>
+void ForEachBatchRow(const Plan& plan, const SequenceLayout& kv, Visit visit) {
+  const PositionIndex first_kv(kv.rows[0]);
   const BandTree first_bands(plan.bands[0]);
-  if (plan.q.shared() && plan.kv.shared() && SharedBands(plan) && plan.alignments.size() <= 1) {
-    AddTiles(plan, rank, 0, -1, first_kv, first_bands, tiles);
-    return tiles;
+  if (plan.q.shared() && kv.shared() && SharedBands(plan) && plan.alignments.size() <= 1) {
+    visit(int64_t{0}, -1, first_kv, first_bands);
+    return;
   }
   for (int64_t b = 0; b < plan.spec.batch(); ++b) {
-    const PositionIndex* kv = &first_kv;
-    const BandTree* bands = &first_bands;
     std::optional<PositionIndex> own_kv;
     std::optional<BandTree> own_bands;
-    if (!plan.kv.shared()) kv = &own_kv.emplace(plan.kv.rows[b]);
-    if (!SharedBands(plan)) bands = &own_bands.emplace(plan.bands[b]);
-    AddTiles(plan, rank, b, static_cast<int>(b), *kv, *bands, tiles);
+    if (!kv.shared()) own_kv.emplace(kv.rows[b]);
+    if (!SharedBands(plan)) own_bands.emplace(plan.bands[b]);
+    visit(b, static_cast<int>(b), own_kv ? *own_kv : first_kv,
+          own_bands ? *own_bands : first_bands);
   }
+}
+
+TilesByOwner TilesOfRank(const Plan& plan, int rank) {
+  TilesByOwner tiles;
+  ForEachBatchRow(plan, plan.kv, [&](int64_t b, int name, const auto& kv, const auto& bands) {
+    AddTiles(plan, rank, b, name, kv, bands, tiles);
+  });
   return tiles;
 }
 
@@ -146,6 +153,45 @@ std::set<int> ReadersOf(const Plan& plan, int owner) {
   }
   readers.erase(owner);
   return readers;
+}
+
+// The other ranks whose keys the queries of `rank` see.
+std::set<int> HoldersFor(const Plan& plan, int rank) {
+  std::set<int> holders;
+  ForEachBatchRow(plan, plan.kv, [&](int64_t b, int, const auto& kv, const auto& bands) {
+    for (const Segment& queries : plan.q.row(b)[rank]) {
+      bands.ForEachNearQueries(queries.begin, queries.end, [&](const Band& band) {
+        const Band seen = Cut(band, queries.begin, queries.end, band.k_begin, band.k_end);
+        for (const Placed& keys : kv.Overlapping(seen.k_begin, seen.k_end))
+          holders.insert(keys.rank);
+      });
+    }
+  });
+  holders.erase(rank);
+  return holders;
+}
+
+// Pass-Q: the tiles on the keys of `rank`, by owner of the queries.
+TilesByOwner TilesOnKeysOf(const Plan& plan, int rank) {
+  std::set<int> readers = ReadersOf(plan, rank);
+  readers.insert(rank);
+  SequenceLayout own_keys;  // of nobody else
+  for (const RowLayout& row : plan.kv.rows) {
+    own_keys.rows.emplace_back(row.size());
+    own_keys.rows.back()[rank] = row[rank];
+  }
+  TilesByOwner tiles;
+  ForEachBatchRow(plan, own_keys, [&](int64_t b, int name, const auto& kv, const auto& bands) {
+    for (const int reader : readers) {
+      TilesByOwner on_keys;
+      AddTiles(plan, reader, b, name, kv, bands, on_keys);
+      for (v1::Tile& tile : on_keys[rank]) {
+        tile.set_owner(reader);
+        tiles[reader].push_back(std::move(tile));
+      }
+    }
+  });
+  return tiles;
 }
 
 v1::Transfer MakeTransfer(int peer, int owner) {
@@ -178,6 +224,23 @@ std::vector<v1::Step> RingSteps(const Plan& plan, int rank, TilesByOwner tiles) 
   return steps;
 }
 
+// Step t: compute for the queries that started t ranks below, pass them on if anyone further up
+// needs them, and return what was computed in the step before. A step more than the ring's: the
+// last partials.
+std::vector<v1::Step> PassQSteps(const Plan& plan, int rank, const TilesByOwner& tiles) {
+  const int ranks = plan.ranks();
+  const std::set<int> holders = HoldersFor(plan, rank);
+  std::vector<v1::Step> steps = RingSteps(plan, rank, tiles);
+  steps.resize(ranks + 1);
+  for (int t = 2; t <= ranks; ++t) {
+    const int owner = (rank - (t - 1) + ranks) % ranks, holder = (rank + (t - 1)) % ranks;
+    if (tiles.count(owner)) steps[t].add_partial_sends(owner);
+    if (holders.count(holder)) steps[t].add_partial_recvs(holder);
+  }
+  while (!steps.empty() && steps.back().ByteSizeLong() == 0) steps.pop_back();
+  return steps;
+}
+
 // Step 0: every shard to whoever needs it. Step 1: all tiles.
 std::vector<v1::Step> GatherSteps(const Plan& plan, int rank, TilesByOwner tiles) {
   const int ranks = plan.ranks();
@@ -201,6 +264,8 @@ std::vector<v1::Step> GatherSteps(const Plan& plan, int rank, TilesByOwner tiles
 }  // namespace
 
 std::vector<v1::Step> StepsFor(const Plan& plan, int rank) {
+  if (plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q)
+    return PassQSteps(plan, rank, TilesOnKeysOf(plan, rank));
   TilesByOwner tiles = TilesOfRank(plan, rank);
   if (plan.options.rotate() == v1::ROTATE_METHOD_ALL_GATHER)
     return GatherSteps(plan, rank, std::move(tiles));
@@ -217,8 +282,11 @@ v1::Assignment AssignmentFor(const Plan& plan, int rank) {
   assignment.set_lse_without_sinks(plan.options.lse_without_sinks());
   for (size_t b = 0; b < plan.q.rows.size(); ++b) assignment.add_q_rows(plan.q.RowsOf(rank, b));
   for (int owner = 0; owner < plan.ranks(); ++owner) {
-    v1::KvShard* shard = assignment.add_kv_shards();
+    v1::ShardRows* shard = assignment.add_kv_shards();
     for (size_t b = 0; b < plan.kv.rows.size(); ++b) shard->add_rows(plan.kv.RowsOf(owner, b));
+    if (plan.options.rotate() != v1::ROTATE_METHOD_PASS_Q) continue;
+    shard = assignment.add_q_shards();
+    for (size_t b = 0; b < plan.q.rows.size(); ++b) shard->add_rows(plan.q.RowsOf(owner, b));
   }
   for (v1::Step& step : StepsFor(plan, rank)) *assignment.add_steps() = std::move(step);
   assignment.set_peak_bytes(plan.peak_bytes[rank]);

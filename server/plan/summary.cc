@@ -42,20 +42,27 @@ v1::PlanSummary Summarize(const Plan& plan) {
 }
 
 std::vector<v1::RankSteps> SummarizeSteps(const Plan& plan) {
-  const std::vector<uint64_t> kv_bytes = KvShardBytes(plan.spec, plan.kv);
   const bool gather = plan.options.rotate() == v1::ROTATE_METHOD_ALL_GATHER;
+  const bool pass_q = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q;
+  const std::vector<uint64_t> shard_bytes =
+      pass_q ? QShardBytes(plan.spec, plan.q) : KvShardBytes(plan.spec, plan.kv);
+  const std::vector<uint64_t> partial_bytes = PartialBytes(plan.spec, plan.q);
   std::vector<v1::RankSteps> ranks;
   for (int rank = 0; rank < plan.ranks(); ++rank) {
     v1::RankSteps& summary = ranks.emplace_back();
     int t = 0;
     for (const v1::Step& step : StepsFor(plan, rank)) {
       v1::RankSteps::Step* row = summary.add_steps();
-      row->set_kv_rank(gather ? -1 : (rank - t + plan.ranks()) % plan.ranks());
+      const int visitor = (rank - t + plan.ranks()) % plan.ranks();
+      row->set_kv_rank(gather ? -1 : pass_q ? rank : visitor);
+      row->set_q_rank(pass_q ? visitor : rank);
       uint64_t work = 0;
       uint64_t bytes = 0;
       for (const v1::Tile& tile : step.tiles()) work += WorkOf(tile, plan.spec.batch());
       for (const v1::Transfer& send : step.sends())
-        bytes = SaturatingAdd(bytes, kv_bytes[send.owner()]);
+        bytes = SaturatingAdd(bytes, shard_bytes[send.owner()]);
+      for (const int owner : step.partial_sends())
+        bytes = SaturatingAdd(bytes, partial_bytes[owner]);
       row->set_work(work);
       row->set_tiles(step.tiles_size());
       row->set_bytes_sent(bytes);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <tuple>
+#include <utility>
 
 #include "server/plan/band_tree.h"
 #include "server/plan/position_index.h"
@@ -74,6 +76,18 @@ class Survey {
     return true;
   }
 
+  // Adds to `pieces` by rank of the keys: each has at most so many tiles. Looks at all piece pairs.
+  void PiecesOfKeys(std::vector<int64_t>& pieces) const {
+    const auto survey = [&](const Segment& queries) {
+      ForEachStrip(queries, [&](const Band& strip, int64_t rows) {
+        AddTilesAtMost(strip, OneForAllRows() ? 1 : rows, pieces);
+      });
+    };
+    for (const std::vector<Segment>& segments : q_) {
+      for (const Segment& queries : segments) survey(queries);
+    }
+  }
+
   // Adds to `pair_work` [rank * ranks + owner].
   void PairWork(std::vector<uint64_t>& pair_work) const {
     const auto survey = [&](uint64_t* row, const Segment& queries) {
@@ -118,6 +132,26 @@ class Survey {
     const int64_t runs = kv_.Overlapping(strip.k_begin, all_see).size();
     const int64_t cut = kv_.Overlapping(all_see, strip.k_end).size();
     return (tiling_.fuses ? std::min<int64_t>(runs, workload_.ranks) : runs) + cut;
+  }
+
+  // Likewise, `rows` times, of each rank that holds some of the keys.
+  void AddTilesAtMost(const Band& strip, int64_t rows, std::vector<int64_t>& pieces) const {
+    const bool window = strip.lo != Band::kUnboundedLo;
+    const bool cuts = window && tiling_.kernel != Kernel::kAnyBand;
+    const int64_t all_see = window ? strip.k_begin
+                            : strip.hi == Band::kUnboundedHi
+                                ? strip.k_end
+                                : std::min(strip.k_end, strip.q_begin + strip.hi);
+    std::set<int> ranks;
+    for (const Placed& keys : kv_.Overlapping(strip.k_begin, all_see)) {
+      if (ranks.insert(keys.rank).second || !tiling_.fuses) pieces[keys.rank] += rows;
+    }
+    ranks.clear();
+    for (const Placed& keys : kv_.Overlapping(all_see, strip.k_end)) {
+      pieces[keys.rank] += (cuts ? 2 : 1) * rows;
+      if (cuts && ranks.insert(keys.rank).second)
+        pieces[keys.rank] += MostTiles(strip, tiling_.kernel) * rows;
+    }
   }
 
   // What each band shows to one segment of queries: visit(band cut to it, batch rows).
@@ -204,6 +238,36 @@ void ExactLockstep(const std::vector<Survey>& surveys, std::span<const double> p
   }
 }
 
+std::vector<Survey> MakeSurveys(const SequenceLayout& q, const SequenceLayout& kv,
+                                const std::vector<std::vector<Band>>& bands, int64_t batch,
+                                Tiling tiling, Workload& workload) {
+  std::vector<Survey> surveys;
+  if (q.shared() && kv.shared()) {
+    surveys.emplace_back(q.rows[0], kv.rows[0], GroupRows(bands, batch), tiling, workload);
+    return surveys;
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    const std::vector<Band>& row = bands.size() == 1 ? bands[0] : bands[b];
+    surveys.emplace_back(q.row(b), kv.row(b), std::vector<RowGroup>{{&row, 1}}, tiling, workload);
+  }
+  return surveys;
+}
+
+// Queries for keys and keys for queries.
+std::vector<std::vector<Band>> Transposed(const std::vector<std::vector<Band>>& bands) {
+  std::vector<std::vector<Band>> transposed = bands;
+  for (std::vector<Band>& row : transposed) {
+    for (Band& band : row) {
+      std::swap(band.q_begin, band.k_begin);
+      std::swap(band.q_end, band.k_end);
+      const int64_t lo = band.lo;
+      band.lo = band.hi == Band::kUnboundedHi ? Band::kUnboundedLo : -band.hi;
+      band.hi = lo == Band::kUnboundedLo ? Band::kUnboundedHi : -lo;
+    }
+  }
+  return transposed;
+}
+
 void FindReach(Workload& workload) {
   const int ranks = workload.ranks;
   for (int rank = 0; rank < ranks; ++rank) {
@@ -226,15 +290,7 @@ Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
   workload.reach.resize(workload.ranks);
   workload.needs.resize(static_cast<size_t>(workload.ranks) * workload.ranks);
 
-  std::vector<Survey> surveys;
-  if (q.shared() && kv.shared()) {
-    surveys.emplace_back(q.rows[0], kv.rows[0], GroupRows(bands, batch), tiling, workload);
-  } else {
-    for (int64_t b = 0; b < batch; ++b) {
-      const std::vector<Band>& row = bands.size() == 1 ? bands[0] : bands[b];
-      surveys.emplace_back(q.row(b), kv.row(b), std::vector<RowGroup>{{&row, 1}}, tiling, workload);
-    }
-  }
+  std::vector<Survey> surveys = MakeSurveys(q, kv, bands, batch, tiling, workload);
   std::vector<int64_t> pieces(workload.ranks);
   for (Survey& survey : surveys) {
     if (survey.Totals(pieces, most_pieces)) continue;
@@ -257,6 +313,23 @@ Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
   for (uint64_t pairs : workload.lockstep) {
     workload.lockstep_total = std::min(total, workload.lockstep_total + std::min(total, pairs));
   }
+  return workload;
+}
+
+Workload MakePassQWorkload(const SequenceLayout& q, const SequenceLayout& kv,
+                           const std::vector<std::vector<Band>>& bands, int64_t batch,
+                           std::span<const double> pace, Tiling tiling, int64_t most_pieces) {
+  // Keys are to travelling queries what queries are to travelling keys, but for the tiles, which
+  // are cut by rows of queries in any case.
+  Workload workload = MakeWorkload(kv, q, Transposed(bands), batch, pace);
+  std::vector<int64_t> pieces(workload.ranks);
+  if (workload.piece_pairs > kMostPiecePairs) {
+    workload.pieces = most_pieces + 1;
+    return workload;
+  }
+  for (const Survey& survey : MakeSurveys(q, kv, bands, batch, tiling, workload))
+    survey.PiecesOfKeys(pieces);
+  workload.pieces = *std::max_element(pieces.begin(), pieces.end());
   return workload;
 }
 

@@ -1,5 +1,5 @@
 // Workload: what a mask costs under a layout. Which rank does how much, what lockstep waits for,
-// and who needs whose keys. Counts pairs and segments; knows no heads, bytes or seconds.
+// and who needs whose shard. Counts pairs and segments; knows no heads, bytes or seconds.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct Workload {
   std::vector<uint64_t> lockstep;  // by ring step: pairs of the busiest rank, times its pace
   bool lockstep_is_bound = false;  // an upper bound: exact would cost more than kMostPiecePairs
   uint64_t lockstep_total = 0;     // sum of `lockstep`, or a better bound
-  // [rank * ranks + owner]: whether a pair of rank's queries and owner's keys is visible.
+  // [rank * ranks + owner]: whether a pair of rank's queries and owner's keys is visible (pass-Q: of
+  // rank's keys and owner's queries).
   std::vector<uint8_t> needs;
   std::vector<int>
       reach;           // by owner: how many ranks up the ring the last one that needs its shard is
@@ -55,5 +56,13 @@ Workload MakeWorkload(const SequenceLayout& q, const SequenceLayout& kv,
                       const std::vector<std::vector<Band>>& bands, int64_t batch,
                       std::span<const double> pace = {}, Tiling tiling = {},
                       int64_t most_pieces = std::numeric_limits<int64_t>::max());
+
+// Likewise where queries travel (pass-Q): `work` and `paced` are those on a rank's keys, an `owner`
+// is one of queries, and lockstep step t of rank r is the work of the queries of rank r - t. Where
+// MakeWorkload would bound the lockstep work, `pieces` is more than `most_pieces`.
+Workload MakePassQWorkload(const SequenceLayout& q, const SequenceLayout& kv,
+                           const std::vector<std::vector<Band>>& bands, int64_t batch,
+                           std::span<const double> pace = {}, Tiling tiling = {},
+                           int64_t most_pieces = std::numeric_limits<int64_t>::max() - 1);
 
 }  // namespace ringserve

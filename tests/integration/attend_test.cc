@@ -49,7 +49,8 @@ void ExpectRight(const Request& request, const absl::StatusOr<Answer>& answer) {
 
 TEST_F(AttendTest, TakesFewerTokensThanWorkers) {
   for (const auto& [q_len, kv_len] : {std::pair{1, 1}, {1, 1000}, {1000, 1}, {2, 3}, {3, 2}}) {
-    for (const auto rotate : {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+    for (const auto rotate :
+         {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_PASS_Q}) {
       v1::AttendHeader header = MakeHeader(MakeSpec(q_len, kv_len, 4, 8, 12), "", kWorkers);
       header.mutable_options()->set_rotate(rotate);
       const Request request(header, q_len + kv_len);
@@ -87,6 +88,23 @@ TEST_F(AttendTest, MovesTensorsOfManyMessages) {
     if (answer.ok()) {
       EXPECT_EQ(WhatIsWrongWithStatistics(request.header(), answer->statistics), "");
     }
+  }
+}
+
+TEST_F(AttendTest, LetsQueriesTravelAndCountsTheirBytes) {
+  for (const auto layout : {v1::TENSOR_LAYOUT_BHSD, v1::TENSOR_LAYOUT_BSHD}) {
+    v1::AttendHeader header = MakeHeader(MakeSpec(300, 5'000, 8, 64, 48), "", 3);
+    header.mutable_spec()->set_kv_heads(2);
+    header.mutable_spec()->set_tensor_layout(layout);
+    header.mutable_spec()->add_masks()->set_causal(true);
+    header.mutable_spec()->mutable_masks(0)->set_bottom_right(true);
+    header.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q);
+    const Request request(header, 12);
+    const absl::StatusOr<Answer> answer = request.AskOf(client());
+    ExpectRight(request, answer);
+    ASSERT_TRUE(answer.ok());
+    EXPECT_EQ(answer->statistics.plan().rotate(), v1::ROTATE_METHOD_PASS_Q);
+    EXPECT_EQ(WhatIsWrongWithStatistics(request.header(), answer->statistics), "");
   }
 }
 
@@ -215,8 +233,6 @@ TEST_F(AttendTest, RefusesWhatIsNotServedNamingTheField) {
   using Header = v1::AttendHeader;
   refused([](Header& h) { h.mutable_spec()->set_softcap(30); }, "spec.softcap");
   refused([](Header& h) { h.mutable_spec()->set_dropout(0.5); }, "spec.dropout");
-  refused([](Header& h) { h.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q); },
-          "options.rotate");
   refused([](Header& h) { h.mutable_options()->set_convert_to_f32(false); },
           "options.convert_to_f32");
   refused([](Header& h) { h.set_session("mine"); }, "session");

@@ -159,7 +159,7 @@ TEST_P(RingctlAttendEveryType, IsRightForFullCrossAttentionByEveryBalancerAndRot
   spec.set_batch(2);
   spec.set_value_dim(96);
   for (const char* balancer : {"contiguous", "head-tail"}) {
-    for (const char* rotate : {"all-to-all", "all-gather"}) {
+    for (const char* rotate : {"all-to-all", "all-gather", "pass-q"}) {
       AttendWithEveryNumberOfWorkers(spec, {"--balancer", balancer, "--rotate", rotate});
     }
   }
@@ -178,7 +178,7 @@ TEST_F(RingctlAttend, TakesOneMaskPerBatchRowAndAScale) {
 TEST_F(RingctlAttend, DoesWhatThePlanSaid) {
   const v1::AttentionSpec spec = Spec(v1::DTYPE_F32, v1::TENSOR_LAYOUT_BHSD, 999, 999);
   const std::string input = Input(spec);
-  for (const char* rotate : {"all-to-all", "all-gather"}) {
+  for (const char* rotate : {"all-to-all", "all-gather", "pass-q"}) {
     const std::vector<std::string> options = {"--mask",   "causal", "--balancer", "head-tail",
                                               "--rotate", rotate,   "--workers",  "3"};
     std::vector<std::string> plan = {"plan", input, "--json"};
@@ -223,7 +223,6 @@ TEST_F(RingctlAttend, SaysWhyTheServerDoesNot) {
   };
   for (const Refusal& refusal : {
            Refusal{{"--workers", "9"}, kExitUnavailable, "options.workers is 9"},
-           Refusal{{"--rotate", "pass-q"}, kExitRefused, "options.rotate"},
            Refusal{{"--mask-file", sinks}, kExitRefused, "spec.masks[0].sinks"},
        }) {
     std::vector<std::string> arguments = {"attend", input, "--out", folder_.Path("out")};

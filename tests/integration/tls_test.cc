@@ -81,7 +81,8 @@ Cluster* TlsTest::cluster_ = nullptr;
 std::string* TlsTest::folder_ = nullptr;
 
 TEST_F(TlsTest, AllRoadsAreServed) {
-  for (const auto rotate : {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+  for (const auto rotate :
+       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_PASS_Q}) {
     v1::AttendHeader header = MakeHeader(MakeSpec(3'000, 3'000, 4, 64, 32), "secret", 2);
     header.mutable_options()->set_rotate(rotate);
     const Request request(header, 1);

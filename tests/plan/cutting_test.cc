@@ -50,7 +50,7 @@ Cost CostOf(const Packed& packed, const v1::AttentionOptions& options, Way way, 
   const Cutting cutting = cutter.Cut(way, ranks);
   const Workload workload =
       MakeWorkload(cutting.q, cutting.kv, packed.bands, packed.spec.batch(), PaceOf(options));
-  return Estimate(workload, KvShardBytes(packed.spec, cutting.kv), rotate,
+  return Estimate(workload, {.kv = KvShardBytes(packed.spec, cutting.kv)}, rotate,
                   SpeedOf(DefaultMeasurements(), packed.spec));
 }
 

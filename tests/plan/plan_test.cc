@@ -15,6 +15,7 @@
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
 #include "server/plan/memory.h"
+#include "server/plan/workload.h"
 #include "tests/support/random_case.h"
 #include "tests/support/wait.h"
 
@@ -115,8 +116,9 @@ TEST(Planner, NeverLeavesAnOptionOpen) {
     EXPECT_TRUE(c.options.balancer() <= v1::BALANCER_AUTO ||
                 c.options.balancer() == options.balancer());
     EXPECT_EQ(options.ptrr_block() > 0, options.balancer() == v1::BALANCER_PTRR);
-    EXPECT_THAT((std::vector<int>{v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}),
-                ::testing::Contains(options.rotate()));
+    EXPECT_GT(options.rotate(), v1::ROTATE_METHOD_AUTO);
+    EXPECT_TRUE(c.options.rotate() <= v1::ROTATE_METHOD_AUTO ||
+                c.options.rotate() == options.rotate());
     EXPECT_EQ(options.workers(), plan->ranks());
     EXPECT_GE(plan->ranks(), 1);
     EXPECT_EQ(plan->spec.value_dim(), ValueDim(c.spec));
@@ -153,9 +155,6 @@ TEST(Planner, SaysWhatIsMissing) {
   EXPECT_EQ(status(Options(0), 0).code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(status(Options(3), 2).code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status(Options(3), 2).message()), HasSubstr("only 2 workers"));
-  const absl::Status pass_q = status(Options(1, v1::BALANCER_AUTO, v1::ROTATE_METHOD_PASS_Q), 2);
-  EXPECT_EQ(pass_q.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(pass_q.message()), HasSubstr("options.rotate"));
 }
 
 TEST(Planner, RefusesMorePairsThanItCanCount) {
@@ -344,12 +343,80 @@ TEST(Planner, IsSwayedByMeasurements) {
   EXPECT_GT(anyhow->estimated_seconds, 0);
 }
 
+// 64 queries over 65,536 keys.
+v1::AttentionSpec FewQueries() {
+  v1::AttentionSpec spec = CausalSpec(65'536);
+  spec.set_q_len(64);
+  spec.mutable_masks(0)->set_bottom_right(true);
+  return spec;
+}
+
+TEST(Planner, LetsFewQueriesTravelInsteadOfManyKeys) {
+  const Plan plan = PlanOf(FewQueries(), Options(4), 4);
+  EXPECT_EQ(plan.options.rotate(), v1::ROTATE_METHOD_PASS_Q) << plan.reason;
+  EXPECT_THAT(plan.reason, HasSubstr("rotate pass-q (all-to-all "));
+  // 16 queries of 8 heads to 3 ranks, and 3 partials of 129 numbers for each.
+  EXPECT_THAT(plan.bytes_sent, Each(3 * 16 * 8 * (128 + 129) * 4));
+  const Plan ring =
+      PlanOf(FewQueries(), Options(4, v1::BALANCER_AUTO, v1::ROTATE_METHOD_ALL_TO_ALL), 4);
+  EXPECT_LT(plan.estimated_seconds, ring.estimated_seconds);
+  EXPECT_LT(plan.peak_bytes[0], ring.peak_bytes[0]) << "nobody holds another's keys";
+  EXPECT_EQ(PlanOf(CausalSpec(8'192), Options(4), 4).options.rotate(),
+            v1::ROTATE_METHOD_ALL_TO_ALL);
+}
+
+// 5 steps of the ring of 4, the last of which nothing hides.
+TEST(Planner, CountsTheLastPartialsAsWaitedFor) {
+  v1::Measurements measurements = DefaultMeasurements();
+  measurements.set_pairs_per_second(1e18);
+  measurements.set_link_bytes_per_second(1e6);
+  measurements.set_link_latency_seconds(0);
+  measurements.set_rank_overhead_seconds(0);
+  const absl::StatusOr<Plan> plan =
+      MakePlan(FewQueries(), Options(4, v1::BALANCER_CONTIGUOUS, v1::ROTATE_METHOD_PASS_Q), {4},
+               measurements);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  // Queries in steps 0, 1 and 2; partials in 2, 3 and 4.
+  EXPECT_NEAR(plan->estimated_seconds, 3 * 16 * 8 * (128 + 129) * 4 / 1e6, 1e-4);
+}
+
+TEST(Planner, WeighsTheKeysThatStayWhereQueriesTravel) {
+  v1::AttentionOptions options = Options(2, v1::BALANCER_HEAD_TAIL, v1::ROTATE_METHOD_PASS_Q);
+  options.add_worker_weights(1);
+  options.add_worker_weights(3);
+  v1::AttentionSpec spec = FewQueries();
+  spec.clear_masks();
+  const Plan plan = PlanOf(spec, options, 2);
+  EXPECT_THAT(plan.work, ElementsAre(64 * 16'384, 64 * 49'152));
+  EXPECT_EQ(plan.q.RowsOf(0, 0), 32);
+  EXPECT_NEAR(plan.imbalance, 1, 1e-9);
+}
+
+// However a mask and a layout cut them.
+TEST(Planner, BoundsTheTilesOfPassQ) {
+  for (int seed = 0; seed < 1'000; ++seed) {
+    Case c = RandomCase(seed, 6, 3'000);
+    c.options.set_rotate(v1::ROTATE_METHOD_PASS_Q);
+    const Plan plan = PlanOf(c.spec, c.options, 6);
+    const Workload workload = MakePassQWorkload(plan.q, plan.kv, plan.bands, c.spec.batch());
+    for (int rank = 0; rank < plan.ranks(); ++rank) {
+      int64_t tiles = 0;
+      for (const v1::Step& step : StepsFor(plan, rank)) tiles += step.tiles_size();
+      EXPECT_LE(tiles, workload.pieces) << c.ToString();
+    }
+  }
+}
+
 TEST(Planner, DescribesAPlanForPeople) {
   const Plan plan =
       PlanOf(CausalSpec(16), Options(2, v1::BALANCER_HEAD_TAIL, v1::ROTATE_METHOD_ALL_TO_ALL), 2);
   EXPECT_THAT(Describe(plan), AllOf(HasSubstr("causal; batch 1, queries 16 x 8 heads"),
                                     HasSubstr("head-tail, all-to-all, 2 workers; imbalance 1.000"),
                                     HasSubstr("[0,4) [12,16)"), HasSubstr("kv 0: 1 causal >1")));
+  const Plan pass_q =
+      PlanOf(CausalSpec(16), Options(2, v1::BALANCER_HEAD_TAIL, v1::ROTATE_METHOD_PASS_Q), 2);
+  EXPECT_THAT(Describe(pass_q),
+              AllOf(HasSubstr("q 1: 1 causal >0"), HasSubstr("partial>0"), HasSubstr("partial>1")));
 }
 
 TEST(Planner, SummarizesWhatItDecided) {

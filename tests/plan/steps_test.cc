@@ -62,7 +62,7 @@ TEST(Steps, ExchangeWhatTheyReadAndNothingElse) {
     const StepsByRank steps = StepsOf(plan);
     std::vector<std::set<int>> held(plan.ranks());
     for (int rank = 0; rank < plan.ranks(); ++rank) held[rank] = {rank};
-    for (size_t t = 0; t < static_cast<size_t>(std::max(2, plan.ranks())); ++t) {
+    for (size_t t = 0; t <= static_cast<size_t>(std::max(1, plan.ranks())); ++t) {
       std::set<std::tuple<int, int, int>> sent, received;  // (from, to, owner)
       for (int rank = 0; rank < plan.ranks(); ++rank) {
         if (t >= steps[rank].size()) continue;
@@ -85,17 +85,111 @@ TEST(Steps, ExchangeWhatTheyReadAndNothingElse) {
   }
 }
 
+// Pass-Q: what a rank computed for another goes there once, after the last of it and before the
+// plan ends; and in one step nobody sends two things to the same rank.
+TEST(Steps, ReturnEveryPartialOnceAndWhole) {
+  for (int seed = 0; seed < 500; ++seed) {
+    Case c = RandomCase(seed, kMostWorkers, 48);
+    c.options.set_rotate(v1::ROTATE_METHOD_PASS_Q);
+    SCOPED_TRACE(c.ToString());
+    const Plan plan = PlanOf(c);
+    const StepsByRank steps = StepsOf(plan);
+    using Ways = std::set<std::tuple<size_t, int, int>>;  // (step, from, to)
+    Ways sent, received;
+    std::set<std::pair<int, int>> computed, returned;  // (by, for)
+    for (int rank = 0; rank < plan.ranks(); ++rank) {
+      ASSERT_LE(steps[rank].size(), static_cast<size_t>(plan.ranks()) + 1);
+      for (size_t t = 0; t < steps[rank].size(); ++t) {
+        std::set<int> to, from;
+        for (const v1::Transfer& send : steps[rank][t].sends()) to.insert(send.peer());
+        for (const v1::Transfer& recv : steps[rank][t].recvs()) from.insert(recv.peer());
+        for (const int owner : steps[rank][t].partial_sends()) {
+          ASSERT_TRUE(to.insert(owner).second) << Describe(plan);
+          ASSERT_TRUE(computed.contains({rank, owner})) << Describe(plan);
+          ASSERT_TRUE(returned.insert({rank, owner}).second);
+          sent.insert({t, rank, owner});
+        }
+        for (const int peer : steps[rank][t].partial_recvs()) {
+          ASSERT_TRUE(from.insert(peer).second) << Describe(plan);
+          received.insert({t, peer, rank});
+        }
+        for (const v1::Tile& tile : steps[rank][t].tiles()) {
+          ASSERT_FALSE(returned.contains({rank, tile.owner()})) << Describe(plan);
+          if (tile.owner() != rank) computed.insert({rank, tile.owner()});
+        }
+      }
+    }
+    ASSERT_EQ(sent, received) << Describe(plan);
+    ASSERT_EQ(computed, returned) << Describe(plan);
+  }
+}
+
+// Keys stay, queries come by: what rank r does in step t is the work of the queries of rank r - t.
+TEST(Steps, OfPassQVisitTheRanksInTurn) {
+  for (int seed = 0; seed < 300; ++seed) {
+    Case c = RandomCase(seed, kMostWorkers, 48);
+    c.options.set_rotate(v1::ROTATE_METHOD_PASS_Q);
+    SCOPED_TRACE(c.ToString());
+    const Plan plan = PlanOf(c);
+    const int ranks = plan.ranks();
+    std::vector<int> last_needed(ranks), travelled(ranks);
+    for (int rank = 0; rank < ranks; ++rank) {
+      int t = 0;
+      for (const v1::Step& step : StepsFor(plan, rank)) {
+        for (const v1::Tile& tile : step.tiles()) {
+          ASSERT_EQ(tile.owner(), (rank - t + ranks) % ranks);
+          last_needed[tile.owner()] = std::max(last_needed[tile.owner()], t);
+        }
+        for (const v1::Transfer& send : step.sends()) {
+          ASSERT_EQ(send.peer(), (rank + 1) % ranks);
+          ASSERT_EQ(send.owner(), (rank - t + ranks) % ranks);
+          ++travelled[send.owner()];
+        }
+        ++t;
+      }
+    }
+    EXPECT_EQ(travelled, last_needed) << Describe(plan);
+  }
+}
+
+// One query over the keys of four ranks.
+TEST(Steps, OfPassQGiveRanksWithoutQueriesWorkOnTheirKeys) {
+  Case c;
+  c.spec.set_batch(1);
+  c.spec.set_q_heads(8);
+  c.spec.set_kv_heads(2);
+  c.spec.set_q_len(1);
+  c.spec.set_kv_len(4'000);
+  c.spec.set_head_dim(64);
+  c.spec.set_dtype(v1::DTYPE_BF16);
+  c.options.set_workers(4);
+  c.options.set_balancer(v1::BALANCER_CONTIGUOUS);
+  c.options.set_rotate(v1::ROTATE_METHOD_PASS_Q);
+  const Plan plan = PlanOf(c);
+  EXPECT_EQ(plan.work, (std::vector<uint64_t>{1'000, 1'000, 1'000, 1'000}));
+  // One query to the next three ranks; three partials of 65 fp32 numbers for each head.
+  const uint64_t query = 8 * 64 * 2, partial = 8 * 65 * 4;
+  EXPECT_EQ(plan.bytes_sent,
+            (std::vector<uint64_t>{query, query + partial, query + partial, partial}));
+  EXPECT_EQ(plan.imbalance_total, 1);
+  EXPECT_EQ(plan.imbalance, 4) << "one rank at a time has the only query";
+}
+
 TEST(Steps, SendTheBytesAndDoTheWorkOfThePlan) {
   for (int seed = 0; seed < 500; ++seed) {
     const Case c = RandomCase(seed, kMostWorkers, 200);
     SCOPED_TRACE(c.ToString());
     const Plan plan = PlanOf(c);
-    const std::vector<uint64_t> kv_bytes = KvShardBytes(plan.spec, plan.kv);
+    const std::vector<uint64_t> shard_bytes = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q
+                                                  ? QShardBytes(plan.spec, plan.q)
+                                                  : KvShardBytes(plan.spec, plan.kv);
+    const std::vector<uint64_t> partial_bytes = PartialBytes(plan.spec, plan.q);
     const std::vector<v1::RankSteps> summary = SummarizeSteps(plan);
     for (int rank = 0; rank < plan.ranks(); ++rank) {
       uint64_t bytes = 0, summed_bytes = 0, summed_work = 0;
       for (const v1::Step& step : StepsFor(plan, rank)) {
-        for (const v1::Transfer& send : step.sends()) bytes += kv_bytes[send.owner()];
+        for (const v1::Transfer& send : step.sends()) bytes += shard_bytes[send.owner()];
+        for (const int owner : step.partial_sends()) bytes += partial_bytes[owner];
       }
       for (const v1::RankSteps::Step& step : summary[rank].steps()) {
         summed_bytes += step.bytes_sent();

@@ -57,8 +57,9 @@ inline PairCounts PairsOf(const v1::AttentionSpec& spec, const std::vector<Band>
 inline void ForEachPair(const Plan& plan, int rank, int64_t batch_row, const v1::Tile& tile,
                         const std::function<void(int64_t q, int64_t k)>& visit) {
   if (tile.batch_row() >= 0 && tile.batch_row() != batch_row) return;
-  const std::vector<int64_t> q = PositionsOf(plan.q.row(batch_row), rank);
-  const std::vector<int64_t> k = PositionsOf(plan.kv.row(batch_row), tile.owner());
+  const bool pass_q = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q;
+  const std::vector<int64_t> q = PositionsOf(plan.q.row(batch_row), pass_q ? tile.owner() : rank);
+  const std::vector<int64_t> k = PositionsOf(plan.kv.row(batch_row), pass_q ? rank : tile.owner());
   for (int64_t i = tile.q_begin(); i < tile.q_end(); ++i) {
     for (int64_t j = tile.k_begin(); j < tile.k_end(); ++j) {
       const int64_t diagonal = (j - tile.k_begin()) - (i - tile.q_begin());

@@ -98,6 +98,32 @@ TEST(Workload, IsWhatCountingPairsGives) {
   }
 }
 
+// Pass-Q: rank's keys, owner's queries.
+TEST(Workload, OfTravellingQueriesIsWhatCountingPairsGives) {
+  for (int seed = 0; seed < 1'000; ++seed) {
+    const Setting setting = RandomSetting(seed);
+    SCOPED_TRACE(setting.c.ToString());
+    const Workload workload =
+        MakePassQWorkload(setting.q, setting.kv, setting.bands, setting.c.spec.batch());
+    const int ranks = setting.q.ranks();
+    const std::vector<std::vector<uint64_t>> pairs = PairWork(setting);
+    std::vector<uint64_t> work(ranks), lockstep(ranks);
+    std::vector<int> reach(ranks);
+    for (int rank = 0; rank < ranks; ++rank) {
+      for (int owner = 0; owner < ranks; ++owner) {
+        const int step = (rank - owner + ranks) % ranks;
+        work[rank] += pairs[owner][rank];
+        lockstep[step] = std::max(lockstep[step], pairs[owner][rank]);
+        ASSERT_EQ(workload.Needs(rank, owner), pairs[owner][rank] > 0) << rank << " " << owner;
+        if (pairs[owner][rank] > 0) reach[owner] = std::max(reach[owner], step);
+      }
+    }
+    ASSERT_EQ(workload.work, work);
+    ASSERT_EQ(workload.lockstep, lockstep);
+    ASSERT_EQ(workload.reach, reach);
+  }
+}
+
 TEST(Workload, OfTooManyPiecePairsIsABoundThatHolds) {
   v1::AttentionSpec spec;
   spec.set_batch(1);
@@ -115,6 +141,7 @@ TEST(Workload, OfTooManyPiecePairsIsABoundThatHolds) {
   EXPECT_TRUE(workload.lockstep_is_bound);
   const uint64_t total = uint64_t{100'000} * 100'001 / 2;
   EXPECT_EQ(workload.work[0] + workload.work[1], total);
+  EXPECT_GT(MakePassQWorkload(fine, fine, bands, 1, {}, {}, 1'000).pieces, 1'000);
   // Exactly: both ranks have half the work, and half of that with each other's keys.
   EXPECT_GE(workload.lockstep_total, total / 2);
   EXPECT_LE(workload.lockstep_total, total);

@@ -82,7 +82,8 @@ Case RandomCase(uint64_t seed, int most_workers, int64_t most_rows) {
                    v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR, v1::BALANCER_PTRR}));
   c.options.set_rotate(random.Pick({v1::ROTATE_METHOD_UNSPECIFIED, v1::ROTATE_METHOD_AUTO,
                                     v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_TO_ALL,
-                                    v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_ALL_GATHER}));
+                                    v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_ALL_GATHER,
+                                    v1::ROTATE_METHOD_PASS_Q, v1::ROTATE_METHOD_PASS_Q}));
   c.options.set_workers(static_cast<int32_t>(random.Between(0, most_workers)));
   SetCutting(random, c.options);
   c.options.set_return_lse(true);

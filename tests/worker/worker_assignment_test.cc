@@ -46,7 +46,7 @@ v1::Assignment ValidAssignment(int rank = 1,
 
 TEST(Assignment, OfThePlannerIsTakenForEveryRankAndMethod) {
   for (const v1::RotateMethod rotate :
-       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_PASS_Q}) {
     for (int rank = 0; rank < 3; ++rank) {
       const v1::Assignment assignment = ValidAssignment(rank, rotate);
       const absl::StatusOr<RankAssignment> job = ParseAssignment(assignment);
@@ -190,6 +190,70 @@ TEST(Assignment, WhoseStepsReachOutsideOfTheShardsIsRefusedByName) {
   ASSERT_TRUE(ParseAssignment(ValidAssignment()).ok());
   for (const Fault& fault : faults) {
     v1::Assignment assignment = ValidAssignment();
+    fault.plant(assignment);
+    const absl::Status status = ParseAssignment(assignment).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << fault.what << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(fault.words)) << fault.what;
+  }
+}
+
+// Rank 1 of 3: its own queries in step 0, those of rank 0 and 2 in steps 1 and 2; their partials go
+// in steps 2 and 3, its own come in steps 2 and 3.
+TEST(Assignment, WhosePartialsDoNotGoOnceAndWholeIsRefusedByName) {
+  const auto step = [](v1::Assignment& a, int index) { return a.mutable_steps(index); };
+  const Fault faults[] = {
+      {"a query shard too few", [](auto& a) { a.mutable_q_shards()->RemoveLast(); },
+       "q_shards has 2 entries"},
+      {"query shards that lack a row", [](auto& a) { a.mutable_q_shards(0)->set_rows(0, 6); },
+       "q_shards hold 20 rows of batch row 0: must be spec.q_len (21)"},
+      {"more rows than queries", [](auto& a) { a.mutable_q_shards(0)->set_rows(0, 22); },
+       "q_shards[0].rows is 22"},
+      {"another own shard",
+       [](auto& a) {
+         a.mutable_q_shards(1)->set_rows(0, 6);
+         a.mutable_q_shards(0)->set_rows(0, 8);
+       },
+       "q_shards[1].rows is not q_rows"},
+      {"queries past a visitor's shard",
+       [&](auto& a) { step(a, 1)->mutable_tiles(0)->set_q_end(8); }, "steps[1].tiles[0].q is"},
+      {"keys past its own shard", [&](auto& a) { step(a, 1)->mutable_tiles(0)->set_k_end(8); },
+       "steps[1].tiles[0].k is"},
+      {"queries that are not here yet",
+       [&](auto& a) { step(a, 0)->mutable_tiles(0)->set_owner(0); },
+       "steps[0].tiles[0].owner is 0"},
+      {"a partial that never goes", [&](auto& a) { step(a, 3)->clear_partial_sends(); },
+       "never send it a partial"},
+      {"a partial before its tiles", [&](auto& a) { step(a, 0)->add_partial_sends(0); },
+       "steps[0].partial_sends names 0: no tile"},
+      {"tiles after their partial",
+       [&](auto& a) {
+         v1::Tile& late = *step(a, 2)->add_tiles();
+         late = step(a, 1)->tiles(0);
+       },
+       "its partial has gone already"},
+      {"a partial twice", [&](auto& a) { step(a, 3)->add_partial_sends(0); }, "0 once more"},
+      {"a partial to itself", [&](auto& a) { step(a, 3)->add_partial_sends(1); },
+       "steps[3].partial_sends is 1"},
+      {"a partial to nobody", [&](auto& a) { step(a, 3)->add_partial_sends(3); },
+       "steps[3].partial_sends is 3"},
+      {"a partial from itself", [&](auto& a) { step(a, 3)->add_partial_recvs(1); },
+       "steps[3].partial_recvs is 1"},
+      {"a partial from nobody", [&](auto& a) { step(a, 3)->add_partial_recvs(-1); },
+       "steps[3].partial_recvs is -1"},
+      {"a partial from one rank twice",
+       [&](auto& a) { step(a, 3)->add_partial_recvs(step(a, 2)->partial_recvs(0)); },
+       "steps[3].partial_recvs names 2 once more"},
+      {"a shard and a partial to one peer",
+       [&](auto& a) {
+         step(a, 2)->add_sends()->set_peer(0);
+         step(a, 2)->mutable_sends(0)->set_owner(1);
+       },
+       "a shard goes there in the same step"},
+      {"partials where keys travel", [](auto& a) { a.clear_q_shards(); }, "but no q_shards"},
+  };
+  ASSERT_TRUE(ParseAssignment(ValidAssignment(1, v1::ROTATE_METHOD_PASS_Q)).ok());
+  for (const Fault& fault : faults) {
+    v1::Assignment assignment = ValidAssignment(1, v1::ROTATE_METHOD_PASS_Q);
     fault.plant(assignment);
     const absl::Status status = ParseAssignment(assignment).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << fault.what << ": " << status;

@@ -15,10 +15,10 @@ using absl::StatusCode;
 
 constexpr int kWorkers = 3;
 
-v1::AttentionOptions Ring() {
+v1::AttentionOptions Ring(v1::RotateMethod rotate = v1::ROTATE_METHOD_ALL_TO_ALL) {
   v1::AttentionOptions options;
   options.set_workers(kWorkers);
-  options.set_rotate(v1::ROTATE_METHOD_ALL_TO_ALL);
+  options.set_rotate(rotate);
   options.set_balancer(v1::BALANCER_CONTIGUOUS);
   return options;
 }
@@ -30,21 +30,24 @@ bool SaysBroken(const Member::Seen& seen) {
   return false;
 }
 
-// Long enough in every step that a signal finds its worker there.
-class WorkerFault : public ::testing::TestWithParam<int> {
+// Long enough in every step that a signal finds its worker there; but for pass-Q's last one, which
+// has nothing to compute.
+class WorkerFault : public ::testing::TestWithParam<std::pair<v1::RotateMethod, int>> {
  protected:
   WorkerFault()
       : cluster_(kWorkers, {"--exchange-deadline-ms", absl::StrCat(1'000 * kSlowness)}),
-        job_(cluster_, MakeSpec(v1::DTYPE_F32, 1, 1, 20'000, 64, false), Ring(), 1),
+        job_(cluster_, MakeSpec(v1::DTYPE_F32, 1, 1, 20'000, 64, false), Ring(GetParam().first), 1),
         reference_(job_.Fresh()) {
     EXPECT_TRUE(cluster_.Run(job_.plan(), reference_).ok());
   }
 
   // Lets the victim come to the step of the parameter, and strikes there.
-  HeldCalls StrikeAt(int step, const std::function<void(Process&)>& strike) {
+  HeldCalls Strike(const std::function<void(Process&)>& strike) {
+    const auto [rotate, step] = GetParam();
+    const int steps = rotate == v1::ROTATE_METHOD_PASS_Q ? kWorkers + 1 : kWorkers;
     HeldCalls calls(cluster_, job_, {0, 1, 2});
     calls.Start("e1");
-    const std::string suffix = absl::StrCat("/3 job=", calls.id());
+    const std::string suffix = absl::StrCat("/", steps, " job=", calls.id());
     EXPECT_TRUE(cluster_.worker(kVictim).WaitForLog(absl::StrCat("step=", step, suffix)));
     strike(cluster_.worker(kVictim));
     EXPECT_FALSE(
@@ -99,7 +102,7 @@ class WorkerFault : public ::testing::TestWithParam<int> {
 };
 
 TEST_P(WorkerFault, ThatKillsAWorkerIsSeenByTheOthers) {
-  HeldCalls calls = StrikeAt(GetParam(), [](Process& victim) { victim.Kill(); });
+  HeldCalls calls = Strike([](Process& victim) { victim.Kill(); });
   ExpectRightOrUnavailable(calls, 0);
   ExpectRightOrUnavailable(calls, 2);
   EXPECT_EQ(calls.rank(1).Finish().code(), StatusCode::kUnavailable);
@@ -107,7 +110,7 @@ TEST_P(WorkerFault, ThatKillsAWorkerIsSeenByTheOthers) {
 }
 
 TEST_P(WorkerFault, ThatStopsAWorkerIsFoundByTheDeadline) {
-  HeldCalls calls = StrikeAt(GetParam(), [](Process& victim) { victim.Stop(); });
+  HeldCalls calls = Strike([](Process& victim) { victim.Stop(); });
   ExpectRightOrUnavailable(calls, 0);
   ExpectRightOrUnavailable(calls, 2);
   ExpectTheRestToServe();
@@ -116,8 +119,19 @@ TEST_P(WorkerFault, ThatStopsAWorkerIsFoundByTheDeadline) {
   ExpectRightOrUnavailable(calls, 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(AtEveryStep, WorkerFault, ::testing::Values(0, 1, 2),
-                         [](const auto& info) { return absl::StrCat("Step", info.param); });
+INSTANTIATE_TEST_SUITE_P(AtEveryStep, WorkerFault,
+                         ::testing::Values(std::pair{v1::ROTATE_METHOD_ALL_TO_ALL, 0},
+                                           std::pair{v1::ROTATE_METHOD_ALL_TO_ALL, 1},
+                                           std::pair{v1::ROTATE_METHOD_ALL_TO_ALL, 2},
+                                           std::pair{v1::ROTATE_METHOD_PASS_Q, 0},
+                                           std::pair{v1::ROTATE_METHOD_PASS_Q, 1},
+                                           std::pair{v1::ROTATE_METHOD_PASS_Q, 2},
+                                           std::pair{v1::ROTATE_METHOD_PASS_Q, 3}),
+                         [](const auto& info) {
+                           const bool pass_q = info.param.first == v1::ROTATE_METHOD_PASS_Q;
+                           return absl::StrCat(pass_q ? "PassQ" : "AllToAll", "Step",
+                                               info.param.second);
+                         });
 
 // Whoever waits for a peer that was killed tells the coordinator, and does not wait for the
 // deadline.

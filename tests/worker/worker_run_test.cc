@@ -32,7 +32,7 @@ TEST(WorkerRun, AnswersRandomJobsAsTheOracleDoes) {
 TEST(WorkerRun, ServesShardsOfSeveralMegabytesAndCountsTheirBytes) {
   FakeCluster cluster(3);
   for (const v1::RotateMethod rotate :
-       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER, v1::ROTATE_METHOD_PASS_Q}) {
     v1::AttentionOptions options = Over(3);
     options.set_rotate(rotate);
     options.set_balancer(v1::BALANCER_HEAD_TAIL);

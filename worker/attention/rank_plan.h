@@ -7,8 +7,9 @@
 
 namespace ringserve {
 
-// Local query rows x local key rows of the shard of rank `owner`; visible iff
-// lo <= (k - k_begin) - (q - q_begin) <= hi. No pair is in two tiles of a job.
+// Local query rows x local key rows; `owner` is whose keys they are, or with pass-Q whose queries,
+// and the other side is this rank's own. Visible iff lo <= (k - k_begin) - (q - q_begin) <= hi. No
+// pair is in two tiles of a job.
 struct Tile {
   int owner = 0;
   int64_t q_begin = 0, q_end = 0;
@@ -21,7 +22,7 @@ struct Tile {
   int64_t k_position = 0, distance = 0;
 };
 
-// The K and V shard of `owner` goes to, or comes from, rank `peer`.
+// The shard of `owner` that travels goes to, or comes from, rank `peer`.
 struct Transfer {
   int peer = 0;
   int owner = 0;
@@ -32,6 +33,10 @@ struct Step {
   std::vector<Transfer> sends;
   std::vector<Transfer> recvs;
   std::vector<Tile> tiles;
+  // Pass-Q: the partial of that rank's queries goes there; that of this rank's own comes from
+  // there.
+  std::vector<int> partial_sends;
+  std::vector<int> partial_recvs;
 };
 
 struct RankPlan {
@@ -40,7 +45,11 @@ struct RankPlan {
   std::vector<int> members;  // by rank: index in the epoch
   std::vector<std::vector<int64_t>>
       kv_rows;  // by rank: rows per batch row (one entry: all the same)
+  std::vector<std::vector<int64_t>> q_rows;  // likewise; none: K and V travel (see pass_q)
   std::vector<Step> steps;
+
+  // Queries travel, K and V stay.
+  bool pass_q() const { return !q_rows.empty(); }
 };
 
 }  // namespace ringserve

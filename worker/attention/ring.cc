@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "worker/attention/block.h"
 #include "worker/attention/partial.h"
+#include "worker/attention/visiting_partials.h"
 
 namespace ringserve {
 namespace {
@@ -26,27 +27,40 @@ at::Tensor BatchRow(const std::vector<at::Tensor>& tensors, int batch_row) {
   return tensors.size() == 1 ? tensors[0].narrow(0, batch_row, 1) : tensors[batch_row];
 }
 
+// By owner: bytes of the shards that travel.
+std::vector<int64_t> ShardBytes(const RankPlan& plan, const ShardFormat& format) {
+  const int64_t numbers = plan.pass_q() ? format.q_heads * format.head_dim
+                                        : format.kv_heads * (format.head_dim + format.value_dim);
+  const int64_t row_bytes = numbers * static_cast<int64_t>(c10::elementSize(format.dtype));
+  std::vector<int64_t> bytes;
+  for (const std::vector<int64_t>& rows : plan.pass_q() ? plan.q_rows : plan.kv_rows)
+    bytes.push_back(TotalRows(rows, format.batch) * row_bytes);
+  return bytes;
+}
+
 class Ring {
  public:
-  Ring(const RankPlan& plan, const KvFormat& format, const RankTensors& tensors,
+  Ring(const RankPlan& plan, const ShardFormat& format, const RankTensors& tensors,
        const RingOptions& options, Communicator& communicator, RingProgress& progress,
        RingStatistics& statistics)
       : plan_(plan),
+        format_(format),
         tensors_(tensors),
         options_(options),
         communicator_(communicator),
         progress_(progress),
         statistics_(statistics),
         scale_(format.dtype == at::kDouble ? options.scale : static_cast<float>(options.scale)),
-        shards_(plan, format, tensors.kv) {
+        shards_(plan, ShardBytes(plan, format), plan.pass_q() ? tensors.q_bytes : tensors.kv),
+        partials_(plan, format) {
     // The answer's own memory accumulates where its type is wide enough.
     const bool narrow = format.dtype == at::kBFloat16 || format.dtype == at::kHalf;
     for (size_t i = 0; i < tensors.out.size(); ++i) {
       const at::Tensor& out = tensors.out[i];
-      accumulators_.push_back(narrow ? at::empty(out.sizes(), at::kFloat) : out);
+      accumulators_.push_back({narrow ? at::empty(out.sizes(), at::kFloat) : out, tensors.lse[i]});
       if (format.dtype != at::kDouble)
-        totals_.push_back(at::empty(tensors.lse[i].sizes(), at::kFloat));
-      Clear({accumulators_[i], tensors.lse[i]});
+        accumulators_[i].total = at::empty(tensors.lse[i].sizes(), at::kFloat);
+      Clear(accumulators_[i]);
     }
   }
 
@@ -54,14 +68,18 @@ class Ring {
     Compute([&] { MakeScalePositive(); });
     for (int index = 0; index < static_cast<int>(plan_.steps.size()); ++index) {
       if (options_.on_step) options_.on_step(index);
-      const std::vector<SendOp> sends = shards_.Sends(index);
-      const std::vector<RecvOp> recvs = shards_.Receive(index);
+      std::vector<SendOp> sends = shards_.Sends(index);
+      std::vector<RecvOp> recvs = shards_.Receive(index);
+      partials_.AddSends(index, /*complete=*/!progress_.cancelled && arithmetic_.ok(), sends);
+      partials_.AddReceives(index, recvs);
       const absl::StatusOr<Communicator::Ticket> exchange = communicator_.Post(
           {.job = plan_.job, .step = static_cast<uint32_t>(index)}, sends, recvs);
       if (!exchange.ok()) return exchange.status();
       for (const Tile& tile : plan_.steps[index].tiles) Compute([&] { Add(tile); });
       const absl::Status exchanged = Wait(*exchange);
       if (!exchanged.ok()) return exchanged;
+      if (!plan_.steps[index].partial_recvs.empty()) Compute([&] { MergeReturned(index); });
+      partials_.Release(index);
       shards_.Release(index);
     }
     Compute([&] { Finish(); });
@@ -73,21 +91,28 @@ class Ring {
   void Compute(const Work& work);
   void MakeScalePositive();
   void Add(const Tile& tile);
+  Partial Into(const Tile& tile);
+  void MergeReturned(int index);
+  void SettleAll();
+  at::Tensor Queries(const Tile& tile) const;
+  std::pair<at::Tensor, at::Tensor> KeysAndValues(const Tile& tile) const;
   ScoreTerms Terms(int batch_row) const;
   absl::Status Wait(Communicator::Ticket exchange);
   void Finish();
 
   const RankPlan& plan_;
+  const ShardFormat& format_;
   const RankTensors& tensors_;
   const RingOptions& options_;
   Communicator& communicator_;
   RingProgress& progress_;
   RingStatistics& statistics_;
   double scale_;
-  KvShards shards_;
-  std::vector<at::Tensor> accumulators_;  // as RankTensors::out
-  std::vector<at::Tensor> totals_;        // as RankTensors::lse; f64: none
-  absl::Status arithmetic_;               // the first failure
+  TravellingShards shards_;
+  VisitingPartials partials_;
+  // Of this rank's queries, as RankTensors::out; open until something is merged, but for f64.
+  std::vector<Partial> accumulators_;
+  absl::Status arithmetic_;  // the first failure
   const Clock::time_point begin_ = Clock::now();
 };
 
@@ -114,12 +139,49 @@ void Ring::MakeScalePositive() {
 }
 
 void Ring::Add(const Tile& tile) {
-  const KvShards::Views kv = shards_.At(tile.owner, tile.batch_row);
-  Accumulate({BatchRow(accumulators_, tile.batch_row), BatchRow(tensors_.lse, tile.batch_row),
-              totals_.empty() ? at::Tensor() : BatchRow(totals_, tile.batch_row)},
-             BatchRow(tensors_.q, tile.batch_row), kv.k, kv.v, tile, scale_, Terms(tile.batch_row));
+  const auto [k, v] = KeysAndValues(tile);
+  Accumulate(Into(tile), Queries(tile), k, v, tile, scale_, Terms(tile.batch_row));
   ++progress_.tiles_done;
   ++statistics_.tiles;
+}
+
+Partial Ring::Into(const Tile& tile) {
+  if (plan_.pass_q() && tile.owner != plan_.rank) return partials_.At(tile.owner, tile.batch_row);
+  if (tile.batch_row < 0) return accumulators_[0];
+  if (accumulators_.size() > 1) return accumulators_[tile.batch_row];
+  const auto row = [&](const at::Tensor& all) { return all.narrow(0, tile.batch_row, 1); };
+  const Partial& all = accumulators_[0];
+  return {row(all.out), row(all.lse), all.total.defined() ? row(all.total) : at::Tensor()};
+}
+
+void Ring::MergeReturned(int index) {
+  SettleAll();
+  partials_.Merge(index, accumulators_);
+}
+
+void Ring::SettleAll() {
+  for (Partial& partial : accumulators_) {
+    if (!partial.total.defined()) continue;
+    Settle(partial);
+    partial.total = {};
+  }
+}
+
+at::Tensor Ring::Queries(const Tile& tile) const {
+  if (!plan_.pass_q()) return BatchRow(tensors_.q, tile.batch_row);
+  return ViewOf(shards_.At(tile.owner), format_, plan_.q_rows[tile.owner], format_.q_heads,
+                format_.head_dim, tile.batch_row);
+}
+
+std::pair<at::Tensor, at::Tensor> Ring::KeysAndValues(const Tile& tile) const {
+  const int owner = plan_.pass_q() ? plan_.rank : tile.owner;
+  const at::Tensor& bytes = plan_.pass_q() ? tensors_.kv : shards_.At(owner);
+  const auto view = [&](int64_t begin, int64_t end, int64_t dim) {
+    return ViewOf(bytes.narrow(0, begin, end - begin), format_, plan_.kv_rows[owner],
+                  format_.kv_heads, dim, tile.batch_row);
+  };
+  const int64_t k_bytes = bytes.numel() / (format_.head_dim + format_.value_dim) * format_.head_dim;
+  return {view(0, k_bytes, format_.head_dim), view(k_bytes, bytes.numel(), format_.value_dim)};
 }
 
 ScoreTerms Ring::Terms(int batch_row) const {
@@ -140,13 +202,12 @@ absl::Status Ring::Wait(Communicator::Ticket exchange) {
 }
 
 void Ring::Finish() {
+  SettleAll();
   for (size_t i = 0; i < accumulators_.size(); ++i) {
-    if (!totals_.empty()) Settle({accumulators_[i], tensors_.lse[i], totals_[i]});
-    const Partial partial = {accumulators_[i], tensors_.lse[i]};
     if (tensors_.sink_logits.defined()) {
-      AddSinks(partial, tensors_.sink_logits, options_.lse_without_sinks);
+      AddSinks(accumulators_[i], tensors_.sink_logits, options_.lse_without_sinks);
     }
-    Finalize(partial, tensors_.out[i]);
+    Finalize(accumulators_[i], tensors_.out[i]);
   }
 }
 
@@ -161,7 +222,7 @@ std::pair<uint64_t, uint64_t> BytesMoved(const Communicator& communicator) {
 
 }  // namespace
 
-absl::Status RunRing(const RankPlan& plan, const KvFormat& format, const RankTensors& tensors,
+absl::Status RunRing(const RankPlan& plan, const ShardFormat& format, const RankTensors& tensors,
                      const RingOptions& options, Communicator& communicator, RingProgress& progress,
                      RingStatistics& statistics) {
   const c10::InferenceMode inference;

@@ -1,6 +1,7 @@
-// The ring loop: carries K and V shards past this rank's queries and accumulates exact attention.
-// Source of the algorithm: Liu et al., "Ring Attention with Blockwise Transformers" (2023); the
-// merge of partials is the online softmax of Milakov & Gimelshein (2018).
+// The ring loop: carries K and V shards past this rank's queries, or (pass-Q) queries past its K
+// and V, and accumulates exact attention. Source of the algorithm: Liu et al., "Ring Attention with
+// Blockwise Transformers" (2023); the merge of partials is the online softmax of Milakov &
+// Gimelshein (2018).
 //
 // LibTorch only. Runs on the engine thread. LibTorch's exceptions end here.
 #pragma once
@@ -13,8 +14,8 @@
 #include <ATen/ATen.h>
 
 #include "absl/status/status.h"
-#include "worker/attention/kv_shards.h"
 #include "worker/attention/rank_plan.h"
+#include "worker/attention/shards.h"
 #include "worker/comm/communicator.h"
 
 namespace ringserve {
@@ -25,6 +26,7 @@ namespace ringserve {
 // are allocated by the caller.
 struct RankTensors {
   std::vector<at::Tensor> q;  // changed in place where the scale is not positive
+  at::Tensor q_bytes;         // 1-D bytes: the memory of q, dense in wire order
   at::Tensor kv;  // 1-D bytes: this rank's K shard, then its V shard, dense in wire order
   std::vector<at::Tensor> out;  // dtype of q; [B, Hq, Sq, Dv]
   std::vector<at::Tensor> lse;  // fp32 (f64: fp64), contiguous [B, Hq, Sq]
@@ -65,13 +67,13 @@ struct RingStatistics {
 // more than what the planner reserved for the rank. (The kernel's scratch, at most 3 MiB for each
 // of LibTorch's threads, is the worker's own: it runs one kernel at a time.)
 //
-// Performs every exchange of the plan even when cancelled or when a tile failed. Returns:
-// ABORTED   cancelled; every exchange was done
-// INTERNAL  LibTorch threw; every exchange was done. (Where it had no memory to receive a shard,
-// the
+// Performs every exchange of the plan even when cancelled or when a tile failed; with pass-Q,
+// others' rows that this rank was to work on are NaN then. Returns: ABORTED   cancelled; every
+// exchange was done INTERNAL  LibTorch threw; every exchange was done. (Where it had no memory to
+// receive a shard, the
 //           communicator was ended instead.)
 // otherwise the communicator's error, which ended it: buffers are no longer touched
-absl::Status RunRing(const RankPlan& plan, const KvFormat& format, const RankTensors& tensors,
+absl::Status RunRing(const RankPlan& plan, const ShardFormat& format, const RankTensors& tensors,
                      const RingOptions& options, Communicator& communicator, RingProgress& progress,
                      RingStatistics& statistics);
 

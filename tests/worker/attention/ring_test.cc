@@ -1,11 +1,15 @@
 // The ring loop as a whole: PyTorch's fixtures, what it moves, what it holds, and what it does when
 // something goes wrong.
+#include <algorithm>
 #include <cmath>
+#include <map>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/synchronization/mutex.h"
 #include "server/plan/memory.h"
+#include "tests/plan/visible_pairs.h"
 #include "tests/support/elements.h"
 #include "tests/support/random_case.h"
 #include "tests/support/safetensors.h"
@@ -44,8 +48,8 @@ Plan PlanOf(const v1::AttentionSpec& spec, int workers,
   return *std::move(plan);
 }
 
-constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL,
-                                         v1::ROTATE_METHOD_ALL_GATHER};
+constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER,
+                                         v1::ROTATE_METHOD_PASS_Q};
 
 // --- PyTorch's ring
 
@@ -95,7 +99,7 @@ TEST(Fixtures, OfPyTorchsRingAreMet) {
     reference.out.assign(ref_out.begin(), ref_out.end());
     reference.lse = file.at(name + "/ref_lse").As<double>();
     for (const v1::RotateMethod rotate : kRotates) {
-      SCOPED_TRACE(name + (rotate == v1::ROTATE_METHOD_ALL_TO_ALL ? " ring" : " gather"));
+      SCOPED_TRACE(name + " " + v1::RotateMethod_Name(rotate));
       const Plan plan =
           PlanOf(spec, c.at("world_size"), rotate,
                  c.at("load_balance") ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
@@ -139,8 +143,8 @@ TEST(Fixtures, OfPyTorchsRingMoveAsManyBytesAsOurs) {
 TEST(Ring, MovesTheBytesOfThePlanAndDoesItsTiles) {
   for (int seed = 0; seed < 60; ++seed) {
     Case c = RandomCase(seed, 4, 60);
-    const Plan plan = PlanOf(c.spec, 1 + seed % 4, kRotates[seed % 2],
-                             seed % 3 ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
+    const Plan plan = PlanOf(c.spec, 1 + seed % 4, kRotates[seed / 4 % 3],
+                             seed % 5 % 2 ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
     SCOPED_TRACE(c.ToString());
     const Outcome outcome = RunLocally(plan, RandomInputs(c.spec, seed));
     ASSERT_TRUE(outcome.ok()) << outcome.status();
@@ -172,12 +176,14 @@ uint64_t ScratchBytes(const v1::AttentionSpec& spec) {
 }
 
 TEST(Ring, HoldsNoMoreMemoryThanThePlanReserves) {
-  double closest = 0;
+  std::map<v1::RotateMethod, double> closest;
   for (int seed = 0; seed < 120; ++seed) {
     Case c = RandomCase(seed, 4, 700);
     if (seed % 3 == 0) AddRandomExtras(c);
-    const Plan plan = PlanOf(c.spec, 1 + seed % 4, kRotates[seed % 2],
-                             seed % 3 ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
+    const v1::RotateMethod rotate =
+        c.spec.has_bias() ? v1::ROTATE_METHOD_ALL_TO_ALL : kRotates[seed / 4 % 3];
+    const Plan plan = PlanOf(c.spec, 1 + seed % 4, rotate,
+                             seed % 5 % 2 ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
     SCOPED_TRACE(c.ToString());
     std::vector<uint64_t> shards(plan.ranks());
     LocalRingOptions options;
@@ -191,11 +197,15 @@ TEST(Ring, HoldsNoMoreMemoryThanThePlanReserves) {
       const uint64_t held = shards[rank] + outcome.ranks[rank].most_memory_held;
       EXPECT_LE(held, plan.peak_bytes[rank] + ScratchBytes(plan.spec)) << "rank " << rank;
       if (plan.peak_bytes[rank] > 1'000'000) {
-        closest = std::max(closest, double(held) / plan.peak_bytes[rank]);
+        double& of_method = closest[plan.options.rotate()];
+        of_method = std::max(of_method, double(held) / plan.peak_bytes[rank]);
       }
     }
   }
-  EXPECT_GT(closest, 0.6) << "the reservation is far too large, or nothing was counted";
+  for (const v1::RotateMethod rotate : kRotates) {
+    EXPECT_GT(closest[rotate], 0.6) << v1::RotateMethod_Name(rotate)
+                                    << ": the reservation is far too large, or nothing was counted";
+  }
 }
 
 TEST(Ring, GivesTheSameBitsEveryTime) {
@@ -232,24 +242,27 @@ class Trouble : public ::testing::TestWithParam<v1::RotateMethod> {
   const Plan plan_ = PlanOf(spec_, 3, GetParam());
   const Inputs inputs_ = RandomInputs(spec_, 1);
 
-  // Everything was exchanged, and the others' answers are those of a run without trouble.
+  // Everything was exchanged, and the others' answers are those of a run without trouble; or, where
+  // the one in trouble was to work on their rows (pass-Q), NaN that nobody takes for an answer.
   void ExpectTheOthersToBeRight(const Outcome& outcome, int troubled) {
     const Reference reference = Attend(spec_, inputs_);
     for (int rank = 0; rank < 3; ++rank) {
       EXPECT_EQ(outcome.ranks[rank].statistics.bytes_sent, plan_.bytes_sent[rank]) << rank;
       EXPECT_EQ(outcome.ranks[rank].status.ok(), rank != troubled) << rank;
     }
-    // Rows of the one in trouble are taken from the oracle.
+    // Rows of the one in trouble are taken from the oracle, and those that lack its partial.
     std::vector<double> out = ToDoubles(outcome.out, spec_.dtype());
     std::vector<double> lse = ToDoubles(outcome.lse, spec_.dtype());
-    for (const Segment& segment : plan_.q.rows[0][troubled]) {
-      for (size_t row = 0; row < lse.size(); ++row) {
-        const int64_t position = static_cast<int64_t>(row) % spec_.q_len();
-        if (position < segment.begin || position >= segment.end) continue;
-        lse[row] = reference.lse[row];
-        std::copy_n(&reference.out[row * spec_.value_dim()], spec_.value_dim(),
-                    &out[row * spec_.value_dim()]);
-      }
+    const std::vector<int64_t> own = PositionsOf(plan_.q.rows[0], troubled);
+    for (size_t row = 0; row < lse.size(); ++row) {
+      double* const numbers = &out[row * spec_.value_dim()];
+      const auto is_nan = [](double number) { return std::isnan(number); };
+      const bool lacks = GetParam() == v1::ROTATE_METHOD_PASS_Q && std::isnan(lse[row]) &&
+                         std::all_of(numbers, numbers + spec_.value_dim(), is_nan);
+      const int64_t position = static_cast<int64_t>(row) % spec_.q_len();
+      if (!lacks && !std::binary_search(own.begin(), own.end(), position)) continue;
+      lse[row] = reference.lse[row];
+      std::copy_n(&reference.out[row * spec_.value_dim()], spec_.value_dim(), numbers);
     }
     EXPECT_EQ(
         Compare(spec_, reference, FromDoubles(out, spec_.dtype()), FromDoubles(lse, spec_.dtype())),
@@ -301,8 +314,59 @@ TEST_P(Trouble, ATileThatThrowsKeepsNobodyFromTheExchanges) {
 }
 
 INSTANTIATE_TEST_SUITE_P(By, Trouble, ::testing::ValuesIn(kRotates), [](const auto& info) {
-  return info.param == v1::ROTATE_METHOD_ALL_TO_ALL ? "AllToAll" : "AllGather";
+  return info.param == v1::ROTATE_METHOD_ALL_TO_ALL   ? "AllToAll"
+         : info.param == v1::ROTATE_METHOD_ALL_GATHER ? "AllGather"
+                                                      : "PassQ";
 });
+
+// A rank that failed knows it, its peers cannot: they must not answer with what it did not compute.
+TEST(Ring, GivesNoAnswerForQueriesWhosePartialWasNotComputed) {
+  v1::AttentionSpec spec = CausalSpec(60, v1::DTYPE_BF16);
+  spec.clear_masks();
+  const Plan plan = PlanOf(spec, 3, v1::ROTATE_METHOD_PASS_Q);
+  LocalRingOptions options;
+  options.alter = [](RankAssignment& assignment) {
+    if (assignment.plan.rank == 1) assignment.plan.steps[2].tiles[0].k_end += 1'000;
+  };
+  const Outcome outcome = RunLocally(plan, RandomInputs(spec, 1), options);
+  EXPECT_EQ(outcome.ranks[1].status.code(), absl::StatusCode::kInternal);
+  // In step 2 rank 1 has the queries of rank 2.
+  const std::vector<double> lse = ToDoubles(outcome.lse, v1::DTYPE_F32);
+  const std::vector<double> out = ToDoubles(outcome.out, spec.dtype());
+  for (const int64_t row : PositionsOf(plan.q.rows[0], 2)) {
+    EXPECT_TRUE(std::isnan(lse[row])) << row;
+    EXPECT_TRUE(std::isnan(out[row * spec.value_dim()])) << row;
+  }
+  for (const int64_t row : PositionsOf(plan.q.rows[0], 0)) {
+    EXPECT_FALSE(std::isnan(lse[row])) << row;
+  }
+}
+
+// Whichever rank enters each step first: what came is merged in the plan's order.
+TEST(Ring, GivesTheSameBitsInWhateverOrderPartialsArrive) {
+  const v1::AttentionSpec spec = CausalSpec(150);
+  const Plan plan = PlanOf(spec, 3, v1::ROTATE_METHOD_PASS_Q, v1::BALANCER_CONTIGUOUS);
+  const Inputs inputs = RandomInputs(spec, 1);
+  const Outcome first = RunLocally(plan, inputs);
+  ASSERT_TRUE(first.ok()) << first.status();
+  std::vector<int> order = {0, 1, 2};
+  do {
+    absl::Mutex mu;
+    std::map<int, int> entered;  // by step: how many ranks
+    LocalRingOptions options;
+    options.on_step = [&](int rank, int step, RingProgress&) {
+      const int before = std::find(order.begin(), order.end(), rank) - order.begin();
+      const auto turn = [&] { return entered[step] >= before; };
+      absl::MutexLock lock(&mu);
+      mu.Await(absl::Condition(&turn));
+      ++entered[step];
+    };
+    const Outcome outcome = RunLocally(plan, inputs, options);
+    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    EXPECT_EQ(outcome.out, first.out);
+    EXPECT_EQ(outcome.lse, first.lse);
+  } while (std::next_permutation(order.begin(), order.end()));
+}
 
 // A shard of another size than the plan's is a bug: the communicator ends, nobody waits.
 TEST(Ring, EndsForAllWhereShardsAreNotThePlans) {
@@ -342,10 +406,10 @@ TEST(Ring, TakesScoresOfMinusInfinity) {
     inputs.k = FromDoubles(k, dtype);
     Reference reference = Attend(spec, inputs);
     reference.largest_score = 100;
-    for (int workers = 1; workers <= 4; ++workers) {
-      const Outcome outcome = RunLocally(PlanOf(spec, workers), inputs);
+    for (int run = 0; run < 12; ++run) {
+      const Outcome outcome = RunLocally(PlanOf(spec, 1 + run % 4, kRotates[run / 4]), inputs);
       ASSERT_TRUE(outcome.ok()) << outcome.status();
-      EXPECT_EQ(Compare(spec, reference, outcome.out, outcome.lse), "") << workers;
+      EXPECT_EQ(Compare(spec, reference, outcome.out, outcome.lse), "") << run;
     }
   }
 }
@@ -359,9 +423,12 @@ TEST(Ring, PassesOnNaN) {
     std::vector<double> values = ToDoubles(inputs.*tensor, spec.dtype());
     for (double& value : values) value = std::nan("");
     inputs.*tensor = FromDoubles(values, spec.dtype());
-    const Outcome outcome = RunLocally(PlanOf(spec, 3), inputs);
-    ASSERT_TRUE(outcome.ok()) << outcome.status();
-    for (const double value : ToDoubles(outcome.out, spec.dtype())) ASSERT_TRUE(std::isnan(value));
+    for (const v1::RotateMethod rotate : kRotates) {
+      const Outcome outcome = RunLocally(PlanOf(spec, 3, rotate), inputs);
+      ASSERT_TRUE(outcome.ok()) << outcome.status();
+      for (const double value : ToDoubles(outcome.out, spec.dtype()))
+        ASSERT_TRUE(std::isnan(value)) << rotate;
+    }
   }
 }
 
