@@ -94,6 +94,8 @@ absl::Status CheckShards(const v1::Assignment& assignment) {
   status =
       CheckShards(assignment, assignment.kv_shards(), spec.kv_len(), "kv_shards", "spec.kv_len");
   if (!status.ok() || assignment.q_shards().empty()) return status;
+  if (spec.has_bias())
+    return Wrong("q_shards with spec.bias: a bias stays with its queries' owner");
   status = CheckShards(assignment, assignment.q_shards(), spec.q_len(), "q_shards", "spec.q_len");
   if (!status.ok()) return status;
   const auto& own = assignment.q_shards(assignment.rank()).rows();

@@ -204,10 +204,8 @@ Cutting Cutter::Cut(Way way, int ranks, Weighted weighted) {
       return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, of_q),
               HeadTailLayout(kv_len, ranks, of_kv)};
     case Way::kPerDocument: {
-      Cutting cutting{v1::BALANCER_PER_DOCUMENT,
-                      "per-document",
-                      PerDocument(q_len, false, ranks, of_q),
-                      {}};
+      Cutting cutting{
+          v1::BALANCER_PER_DOCUMENT, "per-document", PerDocument(q_len, false, ranks, of_q), {}};
       cutting.kv = KeysAreAsQueries() && weights_.empty() ? cutting.q
                                                           : PerDocument(kv_len, true, ranks, of_kv);
       return cutting;

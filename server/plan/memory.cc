@@ -171,9 +171,10 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
   // Bytes that one query row of the rank's takes, one of a tile, and one key row of a tile.
   const uint64_t q_row_bytes = SaturatingMultiply(
       spec.q_heads(), (d + dv) * element + accumulated + (dv + 1) * accumulated + (own ? 5 : 0));
-  const uint64_t tile_query_bytes =
-      SaturatingMultiply(spec.q_heads(), (pads ? padded * element : 0) +
-                                             (own ? 0 : padded * element + accumulated));
+  const bool pass_q = rotate == v1::ROTATE_METHOD_PASS_Q;
+  const uint64_t tile_query_bytes = SaturatingMultiply(
+      spec.q_heads(), (pads ? padded * element : 0) +
+                          (own ? (pass_q ? accumulated : 0) : padded * element + accumulated));
   const uint64_t tile_key_bytes =
       pads ? SaturatingMultiply(spec.kv_heads(), 2 * padded * element) : 0;
   const bool adds = spec.has_bias() || spec.alibi_slopes();

@@ -23,8 +23,8 @@ struct Workload {
   std::vector<uint64_t> lockstep;  // by ring step: pairs of the busiest rank, times its pace
   bool lockstep_is_bound = false;  // an upper bound: exact would cost more than kMostPiecePairs
   uint64_t lockstep_total = 0;     // sum of `lockstep`, or a better bound
-  // [rank * ranks + owner]: whether a pair of rank's queries and owner's keys is visible (pass-Q: of
-  // rank's keys and owner's queries).
+  // [rank * ranks + owner]: whether a pair of rank's queries and owner's keys is visible (pass-Q:
+  // of rank's keys and owner's queries).
   std::vector<uint8_t> needs;
   std::vector<int>
       reach;           // by owner: how many ranks up the ring the last one that needs its shard is

@@ -64,8 +64,9 @@ TEST(PlacedTiles, SayWhereTheirPairsAreInTheRequest) {
     for (int64_t b = 0; b < c.spec.batch(); ++b) {
       ForEachTile(plan, [&](int rank, const v1::Tile& tile) {
         if (tile.batch_row() >= 0 && tile.batch_row() != b) return;
-        const std::vector<int64_t> q = PositionsOf(plan.q.row(b), rank);
-        const std::vector<int64_t> k = PositionsOf(plan.kv.row(b), tile.owner());
+        const auto [q_rank, k_rank] = SidesOf(plan, rank, tile);
+        const std::vector<int64_t> q = PositionsOf(plan.q.row(b), q_rank);
+        const std::vector<int64_t> k = PositionsOf(plan.kv.row(b), k_rank);
         for (int64_t i = 0; tile.q_begin() + i < tile.q_end(); ++i) {
           for (int64_t j = 0; tile.k_begin() + j < tile.k_end(); ++j) {
             const int64_t key = k.at(tile.k_begin() + j);
@@ -86,8 +87,10 @@ TEST(PlacedTiles, AreNoMoreThanTheWorkloadSays) {
     SCOPED_TRACE(c.ToString());
     const Plan plan = PlanOf(c);
     const Tiling tiling = {.fuses = false, .per_batch_row = plan.alignments.size() > 1};
+    const bool pass_q = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q;
     const int64_t most =
-        MakeWorkload(plan.q, plan.kv, plan.bands, c.spec.batch(), {}, tiling).pieces;
+        pass_q ? MakePassQWorkload(plan.q, plan.kv, plan.bands, c.spec.batch(), {}, tiling).pieces
+               : MakeWorkload(plan.q, plan.kv, plan.bands, c.spec.batch(), {}, tiling).pieces;
     std::vector<int64_t> tiles(plan.ranks());
     ForEachTile(plan, [&](int rank, const v1::Tile&) { ++tiles[rank]; });
     EXPECT_LE(*std::max_element(tiles.begin(), tiles.end()), most);

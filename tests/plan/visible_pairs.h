@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "proto/band.h"
@@ -53,13 +54,19 @@ inline PairCounts PairsOf(const v1::AttentionSpec& spec, const std::vector<Band>
   return pairs;
 }
 
+// Whose queries and whose keys a tile of `rank` joins.
+inline std::pair<int, int> SidesOf(const Plan& plan, int rank, const v1::Tile& tile) {
+  if (plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q) return {tile.owner(), rank};
+  return {rank, tile.owner()};
+}
+
 // visit(q, k) for each pair that `tile` of `rank` shows of a batch row, global positions.
 inline void ForEachPair(const Plan& plan, int rank, int64_t batch_row, const v1::Tile& tile,
                         const std::function<void(int64_t q, int64_t k)>& visit) {
   if (tile.batch_row() >= 0 && tile.batch_row() != batch_row) return;
-  const bool pass_q = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q;
-  const std::vector<int64_t> q = PositionsOf(plan.q.row(batch_row), pass_q ? tile.owner() : rank);
-  const std::vector<int64_t> k = PositionsOf(plan.kv.row(batch_row), pass_q ? rank : tile.owner());
+  const auto [q_rank, k_rank] = SidesOf(plan, rank, tile);
+  const std::vector<int64_t> q = PositionsOf(plan.q.row(batch_row), q_rank);
+  const std::vector<int64_t> k = PositionsOf(plan.kv.row(batch_row), k_rank);
   for (int64_t i = tile.q_begin(); i < tile.q_end(); ++i) {
     for (int64_t j = tile.k_begin(); j < tile.k_end(); ++j) {
       const int64_t diagonal = (j - tile.k_begin()) - (i - tile.q_begin());

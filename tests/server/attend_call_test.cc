@@ -150,6 +150,33 @@ TEST_F(AttendTest, WhatAutoMeansIsTheOperatorsToSay) {
   EXPECT_EQ(call->statistics.plan().rotate(), v1::ROTATE_METHOD_ALL_GATHER);
 }
 
+TEST(Defaults, AreForWhatTheRequestLeavesOpen) {
+  AttendOptions defaults;
+  defaults.default_balancer = v1::BALANCER_CONTIGUOUS;
+  defaults.default_rotate = v1::ROTATE_METHOD_PASS_Q;
+  v1::AttentionSpec spec;
+  v1::AttentionOptions open, named;
+  named.set_balancer(v1::BALANCER_PTRR);
+  named.set_rotate(v1::ROTATE_METHOD_ALL_GATHER);
+  ApplyDefaults(defaults, spec, open);
+  ApplyDefaults(defaults, spec, named);
+  EXPECT_EQ(open.balancer(), v1::BALANCER_CONTIGUOUS);
+  EXPECT_EQ(open.rotate(), v1::ROTATE_METHOD_PASS_Q);
+  EXPECT_EQ(named.balancer(), v1::BALANCER_PTRR);
+  EXPECT_EQ(named.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
+}
+
+// A bias stays with its queries: a default that it cannot have is not the caller's mistake.
+TEST(Defaults, DoNotLetTheQueriesOfABiasTravel) {
+  AttendOptions defaults;
+  defaults.default_rotate = v1::ROTATE_METHOD_PASS_Q;
+  v1::AttentionSpec spec;
+  spec.mutable_bias();
+  v1::AttentionOptions options;
+  ApplyDefaults(defaults, spec, options);
+  EXPECT_LE(options.rotate(), v1::ROTATE_METHOD_AUTO);
+}
+
 // --- bad headers
 
 struct BadHeader {

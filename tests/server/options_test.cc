@@ -63,7 +63,7 @@ TEST(ServerOptions, EveryFlagReachesItsOption) {
                                "--default-balancer",
                                "contiguous",
                                "--default-rotate",
-                               "all-gather",
+                               "pass-q",
                                "--pairs-per-second",
                                "1e9",
                                "--link-bytes-per-second",
@@ -88,7 +88,7 @@ TEST(ServerOptions, EveryFlagReachesItsOption) {
   EXPECT_EQ(options.attend.minimum_rate.bytes_per_second, 0.5);
   EXPECT_EQ(options.drain, milliseconds(0));
   EXPECT_EQ(options.attend.default_balancer, v1::BALANCER_CONTIGUOUS);
-  EXPECT_EQ(options.attend.default_rotate, v1::ROTATE_METHOD_ALL_GATHER);
+  EXPECT_EQ(options.attend.default_rotate, v1::ROTATE_METHOD_PASS_Q);
   const v1::Measurements& measurements = options.coordinator.measurements;
   EXPECT_EQ(measurements.pairs_per_second(), 1e9);
   EXPECT_EQ(measurements.link_bytes_per_second(), 2e9);
@@ -133,7 +133,8 @@ TEST(ServerOptions, ABadOptionIsOneLineThatNamesFlagValueAndLimit) {
       {{"--link-latency-seconds", "-1"}, {"--link-latency-seconds", "'-1'", "at least 0"}},
       {{"--default-balancer", "zigzag"},
        {"--default-balancer", "'zigzag'", "contiguous, head-tail, per-document, ptrr"}},
-      {{"--default-rotate", "left"}, {"--default-rotate", "'left'", "all-gather, all-to-all"}},
+      {{"--default-rotate", "left"},
+       {"--default-rotate", "'left'", "all-gather, all-to-all, auto, pass-q"}},
       {{"--log-level", "loud"}, {"--log-level", "loud"}},
       {{"--listen", "0.0.0.0:7070"}, {"--listen", "0.0.0.0:7070", "--insecure"}},
       {{"--listen", "127.0.0.1"}, {"--listen", "127.0.0.1", "HOST:PORT"}},

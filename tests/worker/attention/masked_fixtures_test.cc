@@ -22,8 +22,8 @@ constexpr int kMostRanks = 4;
 constexpr v1::Balancer kBalancers[] = {v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL,
                                        v1::BALANCER_PER_DOCUMENT, v1::BALANCER_PTRR,
                                        v1::BALANCER_AUTO};
-constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL,
-                                         v1::ROTATE_METHOD_ALL_GATHER};
+constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER,
+                                         v1::ROTATE_METHOD_PASS_Q};
 
 std::vector<std::byte> BytesOf(const GoldenTensor& tensor) {
   const auto bytes = std::as_bytes(tensor.bytes);
