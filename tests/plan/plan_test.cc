@@ -11,6 +11,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
@@ -277,6 +278,30 @@ TEST(Planner, PlansAMillionTokensOfAThousandDocumentsInBoundedTime) {
     EXPECT_FALSE(part.steps().empty());
     EXPECT_LT(part.ByteSizeLong(), 200'000);
   }
+}
+
+TEST(Planner, PlansQueriesThatTravelOverAThousandRanksInBoundedTime) {
+  for (const v1::AttentionSpec& spec : {CausalSpec(1'000'000), PackedSpec()}) {
+    for (const v1::Balancer balancer : {v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}) {
+      const std::clock_t begin = std::clock();
+      const Plan plan = PlanOf(spec, Options(1'024, balancer, v1::ROTATE_METHOD_PASS_Q), 1'024);
+      EXPECT_FALSE(StepsFor(plan, 512).empty());
+      const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+      RecordProperty(absl::StrCat("milliseconds_", spec.masks(0).has_documents(), "_", balancer),
+                     absl::StrCat(1e3 * seconds));
+      EXPECT_LT(seconds, 2.0 * kSlowness);
+    }
+  }
+}
+
+// PTRR's 16 blocks of each rank: 10^8 pairs of segments.
+TEST(Planner, RefusesQueriesThatTravelPastMorePiecesThanItCounts) {
+  const absl::Status refused =
+      MakePlan(CausalSpec(1'000'000), Options(1'024, v1::BALANCER_PTRR, v1::ROTATE_METHOD_PASS_Q),
+               {1'024}, DefaultMeasurements())
+          .status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("more pieces"));
 }
 
 TEST(Planner, TakesTheBalancerThatFitsTheMaskAndSaysWhy) {

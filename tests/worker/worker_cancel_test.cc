@@ -117,6 +117,26 @@ TEST(WorkerCancel, OfARunningRankStillPerformsEveryExchange) {
   }
 }
 
+// The others wait for partials of the one that was cancelled: they get them, and can go on.
+TEST(WorkerCancel, OfARunningRankOfPassQStillPerformsEveryExchange) {
+  FakeCluster cluster(3);
+  v1::AttentionOptions options = Over(3);
+  options.set_rotate(v1::ROTATE_METHOD_PASS_Q);
+  const Job job(cluster, MakeSpec(v1::DTYPE_F32, 1, 1, 15'000, 64, false), options, 2);
+  for (int step = 0; step < 3; ++step) {
+    HeldCalls calls(cluster, job, {0, 1, 2});
+    calls.Start("e1");
+    ASSERT_TRUE(cluster.worker(1).WaitForLog(absl::StrCat("step=", step, "/4 job=", calls.id())));
+    calls.rank(1).Cancel();
+    Tensors tensors = job.Fresh();
+    const std::vector<absl::Status> ends = calls.Collect(job, tensors);
+    EXPECT_TRUE(ends[0].ok()) << ends[0];
+    EXPECT_EQ(ends[1].code(), StatusCode::kAborted);
+    EXPECT_TRUE(ends[2].ok()) << ends[2];
+    EXPECT_EQ(job.RunOn(cluster), "");
+  }
+}
+
 TEST(WorkerCancel, OfAllRanksEndsSoonerThanTheArithmetic) {
   FakeCluster cluster(2);
   const Job job(cluster, MakeSpec(v1::DTYPE_F32, 2, 2, 16'000, 64, false), Over(2), 3);
