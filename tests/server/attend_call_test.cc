@@ -166,17 +166,6 @@ TEST(Defaults, AreForWhatTheRequestLeavesOpen) {
   EXPECT_EQ(named.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
 }
 
-// A bias stays with its queries: a default that it cannot have is not the caller's mistake.
-TEST(Defaults, DoNotLetTheQueriesOfABiasTravel) {
-  AttendOptions defaults;
-  defaults.default_rotate = v1::ROTATE_METHOD_PASS_Q;
-  v1::AttentionSpec spec;
-  spec.mutable_bias();
-  v1::AttentionOptions options;
-  ApplyDefaults(defaults, spec, options);
-  EXPECT_LE(options.rotate(), v1::ROTATE_METHOD_AUTO);
-}
-
 // --- bad headers
 
 struct BadHeader {
