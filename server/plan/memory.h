@@ -48,8 +48,8 @@ std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLa
 //     mask        kMaskedTileQueries x kMaskedTileKeys a  where a band has a lower diagonal,
 //                                                         or the scores a bias or slopes
 //                 F32, BF16, F16:
-//     rows        5 n Hq                                  their totals; which saw nothing, at the
-//     end layout      4 Hkv (D + Dv + 16) min(M + 64 B, 1024 B)  K and V as it multiplies them
+//     rows        5 n Hq (pass-Q: 4 N Hq besides)         totals, and at the end which saw nothing
+//     layout      4 Hkv (D + Dv + 16) min(M + 64 B, 1024 B)  K and V as it multiplies them
 //
 // A tile has at most N queries and M keys. `spec` has value_dim filled in; for pass-Q, `workload`
 // is MakePassQWorkload's.

@@ -163,7 +163,7 @@ void Ring::SettleAll() {
   for (Partial& partial : accumulators_) {
     if (!partial.total.defined()) continue;
     Settle(partial);
-    partial.total = {};
+    partial.total = at::Tensor();
   }
 }
 
