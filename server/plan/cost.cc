@@ -10,8 +10,9 @@
 namespace ringserve {
 namespace {
 
-// A kernel call, its views and its merge.
-constexpr double kSecondsPerTile = 5e-6;
+// What a piece takes beyond its pairs, in pairs: its ragged edges, and reading and writing the
+// accumulators of some tens of queries. See tile_cost.cc.
+constexpr double kPairsPerPiece = 1'000;
 
 double RateOr(double value, double fallback) {
   return std::isfinite(value) && value > 0 ? value : fallback;
@@ -71,24 +72,24 @@ std::vector<uint64_t> PassQTransfers(const Workload& workload, const ParcelBytes
   return largest;
 }
 
-// `transfers` by step: at least as many as there is lockstep work for.
-double LockstepSeconds(const Workload& workload, const std::vector<uint64_t>& transfers,
-                       const Speed& speed) {
+// `transfers` by step: at least as many as there are steps to compute in.
+double LockstepSeconds(const Workload& workload, const ComputeSeconds& compute,
+                       const std::vector<uint64_t>& transfers, const Speed& speed) {
   double overlapped = 0;
   double exchanges = 0;
   for (size_t step = 0; step < transfers.size(); ++step) {
     const double exchange =
         transfers[step] > 0 ? speed.latency_seconds + transfers[step] * speed.seconds_per_byte : 0;
-    const uint64_t work = step < workload.lockstep.size() ? workload.lockstep[step] : 0;
     exchanges += exchange;
-    overlapped += std::max(exchange, work * speed.seconds_per_pair);
+    overlapped += std::max(exchange, step < compute.lockstep.size() ? compute.lockstep[step] : 0.0);
   }
   if (!workload.lockstep_is_bound) return overlapped;
-  return std::min(overlapped, workload.lockstep_total * speed.seconds_per_pair + exchanges);
+  return std::min(overlapped, compute.lockstep_total + exchanges);
 }
 
-double GatherSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
-                     const Speed& speed, std::vector<uint64_t>& sent) {
+double GatherSeconds(const Workload& workload, const ComputeSeconds& compute,
+                     const std::vector<uint64_t>& kv_bytes, const Speed& speed,
+                     std::vector<uint64_t>& sent) {
   double longest = 0;
   for (int rank = 0; rank < workload.ranks; ++rank) {
     double exchange = 0;
@@ -99,8 +100,7 @@ double GatherSeconds(const Workload& workload, const std::vector<uint64_t>& kv_b
     }
     longest = std::max(longest, exchange > 0 ? exchange + speed.latency_seconds : 0);
   }
-  const uint64_t busiest = *std::max_element(workload.paced.begin(), workload.paced.end());
-  return longest + busiest * speed.seconds_per_pair;
+  return longest + compute.busiest;
 }
 
 }  // namespace
@@ -130,25 +130,46 @@ Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spe
   };
 }
 
-Cost Estimate(const Workload& workload, const ParcelBytes& bytes, v1::RotateMethod rotate,
-              const Speed& speed) {
+ComputeSeconds ComputeOf(const Workload& workload, const Speed& speed) {
+  // Nobody knows which step the pieces of the busiest rank are in.
+  const double pieces = static_cast<double>(workload.pieces) *
+                        (kSecondsPerTile + kPairsPerPiece * speed.seconds_per_pair);
+  ComputeSeconds compute;
+  for (const uint64_t pairs : workload.lockstep)
+    compute.lockstep.push_back(static_cast<double>(pairs) * speed.seconds_per_pair);
+  compute.lockstep[0] += pieces;
+  compute.lockstep_total =
+      static_cast<double>(workload.lockstep_total) * speed.seconds_per_pair + pieces;
+  for (const uint64_t pairs : workload.paced) {
+    const double seconds = static_cast<double>(pairs) * speed.seconds_per_pair + pieces;
+    compute.busiest = std::max(compute.busiest, seconds);
+    compute.mean += seconds / workload.ranks;
+  }
+  compute.tiles = workload.pieces;
+  return compute;
+}
+
+Cost Estimate(const Workload& workload, const ComputeSeconds& compute, const ParcelBytes& bytes,
+              v1::RotateMethod rotate, const Speed& speed) {
   Cost cost;
-  cost.pieces = workload.pieces;
+  cost.tiles = compute.tiles;
   const bool lockstep = rotate != v1::ROTATE_METHOD_ALL_GATHER;
   if (rotate == v1::ROTATE_METHOD_PASS_Q) {
     cost.bytes_sent = PassQBytes(workload, bytes);
-    cost.seconds = LockstepSeconds(workload, PassQTransfers(workload, bytes), speed);
+    cost.seconds = LockstepSeconds(workload, compute, PassQTransfers(workload, bytes), speed);
   } else if (lockstep) {
     cost.bytes_sent = RingBytes(workload, bytes.kv);
-    cost.seconds = LockstepSeconds(workload, RingTransfers(workload, bytes.kv), speed);
+    cost.seconds = LockstepSeconds(workload, compute, RingTransfers(workload, bytes.kv), speed);
   } else {
     cost.bytes_sent.resize(workload.ranks);
-    cost.seconds = GatherSeconds(workload, bytes.kv, speed, cost.bytes_sent);
+    cost.seconds = GatherSeconds(workload, compute, bytes.kv, speed, cost.bytes_sent);
   }
-  cost.seconds +=
-      (workload.ranks - 1) * speed.rank_overhead_seconds + workload.pieces * kSecondsPerTile;
+  const double overhead = (workload.ranks - 1) * speed.rank_overhead_seconds;
+  cost.seconds += overhead;
+  cost.balanced_seconds = compute.mean + overhead;
   for (uint64_t bytes : cost.bytes_sent) cost.total_bytes = SaturatingAdd(cost.total_bytes, bytes);
 
+  cost.judged_seconds = cost.seconds;
   uint64_t total = 0;
   for (uint64_t pairs : workload.work) total += pairs;
   if (total == 0) return cost;
@@ -157,15 +178,17 @@ Cost Estimate(const Workload& workload, const ParcelBytes& bytes, v1::RotateMeth
   cost.imbalance_total = busiest / mean;
   cost.imbalance = lockstep ? workload.lockstep_total / mean : cost.imbalance_total;
   cost.imbalance_is_bound = lockstep && workload.lockstep_is_bound;
+  cost.judged_seconds += (cost.imbalance - 1) * compute.mean;
   return cost;
 }
 
 bool Cheaper(const Cost& a, const Cost& b) {
   // Rounding must not decide between cuts that cost the same.
-  const double tolerance = 1e-9 * std::max(a.seconds, b.seconds);
-  if (std::abs(a.seconds - b.seconds) > tolerance) return a.seconds < b.seconds;
+  const double tolerance = 1e-9 * std::max(a.judged_seconds, b.judged_seconds);
+  if (std::abs(a.judged_seconds - b.judged_seconds) > tolerance)
+    return a.judged_seconds < b.judged_seconds;
   if (a.total_bytes != b.total_bytes) return a.total_bytes < b.total_bytes;
-  return a.pieces < b.pieces;
+  return a.tiles < b.tiles;
 }
 
 }  // namespace ringserve

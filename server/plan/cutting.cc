@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "server/plan/ptrr.h"
@@ -11,6 +12,8 @@ namespace ringserve {
 namespace {
 
 constexpr int64_t kMostPiecesCut = int64_t{1} << 22;
+// A document that is left whole is at most so much of a rank's work.
+constexpr double kWholeDocumentsShare = 0.03;
 
 Weights WeightsOf(const v1::AttentionOptions& options) {
   const auto& weights = options.worker_weights();
@@ -106,7 +109,9 @@ std::vector<Way> Cutter::Ways(int ranks) const {
   ways.push_back(Way::kHeadTail);
   const bool documents = std::any_of(spec_.masks().begin(), spec_.masks().end(),
                                      [](const v1::Mask& mask) { return mask.has_documents(); });
-  if (documents) ways.push_back(Way::kPerDocument);
+  // Where per-document cuts by a larger unit, documents have no use for so many ranks.
+  if (documents && PerDocumentUnit(ranks) == 1)
+    ways.insert(ways.end(), {Way::kWholeDocuments, Way::kPerDocument});
   ways.push_back(Way::kPtrr);
   return ways;
 }
@@ -119,7 +124,8 @@ int64_t Cutter::SizeOf(Way way, int ranks) const {
     if (unknown) strips->second = StripCount(bands_, block);
     return std::max(static_cast<int64_t>(bands_.size()) * (blocks + ranks), strips->second);
   }
-  if (way != Way::kPerDocument) return 3 * static_cast<int64_t>(ranks);
+  if (way != Way::kPerDocument && way != Way::kWholeDocuments)
+    return 3 * static_cast<int64_t>(ranks);
   const int64_t unit = PerDocumentUnit(ranks);
   int64_t q = 0, kv = 0;
   for (const v1::Mask& mask : spec_.masks()) {
@@ -164,12 +170,26 @@ int64_t Cutter::PerDocumentUnit(int ranks) const {
   }
 }
 
-SequenceLayout Cutter::PerDocument(int64_t length, bool keys, int ranks,
+ShortDocuments Cutter::ShortOf(Way way, const v1::Mask& mask, int ranks) const {
+  if (way == Way::kPerDocument) {
+    const int64_t unit = PerDocumentUnit(ranks);
+    return {.below = unit > 1 ? 2 * static_cast<int64_t>(ranks) : 0, .unit = unit};
+  }
+  const std::span<const int64_t> q = LengthsOf(mask, false), kv = LengthsOf(mask, true);
+  double work = 0;
+  for (size_t i = 0; i < q.size(); ++i)
+    work += static_cast<double>(q[i]) * static_cast<double>(kv[i]);
+  const int64_t below = static_cast<int64_t>(std::sqrt(kWholeDocumentsShare * work / ranks)) + 1;
+  return {.below = below, .unit = below, .by_work = true};
+}
+
+SequenceLayout Cutter::PerDocument(Way way, int64_t length, bool keys, int ranks,
                                    const Weights& weights) const {
-  const int64_t unit = PerDocumentUnit(ranks);
   SequenceLayout layout;
-  for (const v1::Mask& mask : spec_.masks())
-    layout.rows.push_back(PerDocumentRow(LengthsOf(mask, keys), length, ranks, weights, unit));
+  for (const v1::Mask& mask : spec_.masks()) {
+    layout.rows.push_back(
+        PerDocumentRow(LengthsOf(mask, keys), length, ranks, weights, ShortOf(way, mask, ranks)));
+  }
   if (layout.rows.empty()) layout.rows.push_back(PerDocumentRow({}, length, ranks, weights));
   return Collapsed(std::move(layout));
 }
@@ -203,11 +223,15 @@ Cutting Cutter::Cut(Way way, int ranks, Weighted weighted) {
     case Way::kHeadTail:
       return {v1::BALANCER_HEAD_TAIL, "head-tail", HeadTailLayout(q_len, ranks, of_q),
               HeadTailLayout(kv_len, ranks, of_kv)};
+    case Way::kWholeDocuments:
     case Way::kPerDocument: {
-      Cutting cutting{
-          v1::BALANCER_PER_DOCUMENT, "per-document", PerDocument(q_len, false, ranks, of_q), {}};
-      cutting.kv = KeysAreAsQueries() && weights_.empty() ? cutting.q
-                                                          : PerDocument(kv_len, true, ranks, of_kv);
+      Cutting cutting{v1::BALANCER_PER_DOCUMENT,
+                      way == Way::kPerDocument ? "per-document" : "per-document, short ones whole",
+                      PerDocument(way, q_len, false, ranks, of_q),
+                      {}};
+      cutting.kv = KeysAreAsQueries() && weights_.empty()
+                       ? cutting.q
+                       : PerDocument(way, kv_len, true, ranks, of_kv);
       return cutting;
     }
     case Way::kPtrr:

@@ -14,8 +14,10 @@
 
 namespace ringserve {
 
-// The ways there are. kEven has no name in the protocol: only `auto` takes it.
-enum class Way { kContiguous, kEven, kHeadTail, kPerDocument, kPtrr };
+// The ways there are. kEven and kWholeDocuments have no name in the protocol: only `auto` takes
+// them. The latter is per-document but for documents so short that one of them is next to nothing
+// of a rank's work: those are not cut. It costs far fewer tiles and balances nearly as well.
+enum class Way { kContiguous, kEven, kHeadTail, kWholeDocuments, kPerDocument, kPtrr };
 
 // What worker_weights cut.
 enum class Weighted { kQueries, kKeys };
@@ -56,10 +58,13 @@ class Cutter {
  private:
   int64_t PtrrBlock(int ranks) const;
   bool KeysAreAsQueries() const;  // of the same length, in documents of the same lengths
-  // What PerDocumentRow takes as its unit: 1, or, where pieces of one position would make more than
-  // kMostPiecePairs pairs of pieces, the least power of two that does not.
+  // The least power of two with which the pieces of documents shorter than 2W make no more than
+  // kMostPiecePairs pairs of pieces.
   int64_t PerDocumentUnit(int ranks) const;
-  SequenceLayout PerDocument(int64_t length, bool keys, int ranks, const Weights& weights) const;
+  // What is short to `way`, in the documents of one batch row.
+  ShortDocuments ShortOf(Way way, const v1::Mask& mask, int ranks) const;
+  SequenceLayout PerDocument(Way way, int64_t length, bool keys, int ranks,
+                             const Weights& weights) const;
   SequenceLayout Ptrr(int64_t block, int ranks, const Weights& weights);
 
   const v1::AttentionSpec& spec_;

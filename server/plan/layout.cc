@@ -99,10 +99,10 @@ class WeightedDealer {
 
 // Short documents in pieces of about a unit, the first and the last of them together, and so on, as
 // head-tail does: to the rank that has least of them for its weight.
-class UnitDealer {
+class ShortDealer {
  public:
-  UnitDealer(RowLayout& row, const Weights& weights, int64_t unit)
-      : row_(row), unit_(unit), pace_(row.size(), 1.0) {
+  ShortDealer(RowLayout& row, const Weights& weights, const ShortDocuments& rules)
+      : row_(row), rules_(rules), pace_(row.size(), 1.0) {
     if (!weights.empty()) {
       pace_ = SharesOf(weights);
       for (double& pace : pace_) pace = 1 / pace;
@@ -110,8 +110,11 @@ class UnitDealer {
     for (int rank = 0; rank < static_cast<int>(row.size()); ++rank) turns_.push({0, rank});
   }
 
+  bool Takes(int64_t length) const { return length < rules_.below; }
+
   void Deal(int64_t begin, int64_t length) {
-    const int64_t pieces = (length + unit_ - 1) / unit_;
+    const int64_t pieces = (length + rules_.unit - 1) / rules_.unit;
+    const double weight = rules_.by_work ? static_cast<double>(length) : 1;
     std::vector<int> holders;  // of the first half, the middle included
     for (int64_t head = 0; head < (pieces + 1) / 2; ++head) {
       const int64_t tail = pieces - 1 - head;
@@ -121,7 +124,7 @@ class UnitDealer {
       Give(begin, length, pieces, head, rank);
       const int64_t positions = EvenPiece(length, pieces, head).size() +
                                 (tail > head ? EvenPiece(length, pieces, tail).size() : 0);
-      turns_.push({load + static_cast<double>(positions) * pace_[rank], rank});
+      turns_.push({load + static_cast<double>(positions) * weight * pace_[rank], rank});
     }
     for (int64_t tail = (pieces + 1) / 2; tail < pieces; ++tail)
       Give(begin, length, pieces, tail, holders[pieces - 1 - tail]);
@@ -136,18 +139,19 @@ class UnitDealer {
   }
 
   RowLayout& row_;
-  const int64_t unit_;
+  const ShortDocuments rules_;
   std::vector<double> pace_;
   std::priority_queue<Turn, std::vector<Turn>, std::greater<>> turns_;
 };
 
 template <typename Dealer>
-void DealDocuments(std::span<const int64_t> documents, int64_t length, int64_t short_length,
-                   UnitDealer short_dealer, Dealer dealer) {
+void DealDocuments(std::span<const int64_t> documents, int64_t length, ShortDealer short_dealer,
+                   Dealer dealer) {
   int64_t begin = 0;
   const auto deal = [&](int64_t document) {
     if (document == 0) return;
-    document < short_length ? short_dealer.Deal(begin, document) : dealer.Deal(begin, document);
+    short_dealer.Takes(document) ? short_dealer.Deal(begin, document)
+                                 : dealer.Deal(begin, document);
     begin += document;
   };
   for (const int64_t document : documents) deal(document);
@@ -229,17 +233,20 @@ SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights)
 }
 
 RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
-                         const Weights& weights, int64_t unit) {
-  assert(length >= 1 && ranks >= 1 && unit >= 1);
+                         const Weights& weights) {
+  return PerDocumentRow(documents, length, ranks, weights, ShortDocuments{});
+}
+
+RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
+                         const Weights& weights, const ShortDocuments& short_documents) {
+  assert(length >= 1 && ranks >= 1 && short_documents.unit >= 1);
   assert(weights.empty() || weights.size() == static_cast<size_t>(ranks));
   RowLayout row(ranks);
-  const int64_t short_length = unit > 1 ? 2 * static_cast<int64_t>(ranks) : 0;
-  UnitDealer short_dealer(row, weights, unit);
+  ShortDealer short_dealer(row, weights, short_documents);
   if (weights.empty()) {
-    DealDocuments(documents, length, short_length, std::move(short_dealer), EvenDealer(row));
+    DealDocuments(documents, length, std::move(short_dealer), EvenDealer(row));
   } else {
-    DealDocuments(documents, length, short_length, std::move(short_dealer),
-                  WeightedDealer(row, weights));
+    DealDocuments(documents, length, std::move(short_dealer), WeightedDealer(row, weights));
   }
   return row;
 }

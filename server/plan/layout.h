@@ -63,12 +63,21 @@ SequenceLayout HeadTailLayout(int64_t length, int ranks, const Weights& weights 
 // where a document does not divide, its longer pieces follow on those of the document before.
 // Positions past the documents (length - their sum >= 0) are cut like one more document. With
 // weights: pieces in proportion, and no rank's total is off its share by more than two positions.
-// `unit` > 1: documents shorter than 2W, which PyTorch never accepts, are cut into pieces of about
-// so many positions (no more; they differ by at most one) instead of one, the first and the last of
-// them for the same rank and so on, each two to the rank that has least of them for its weight;
-// then the ranks' totals differ by up to 2 units more.
 RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
-                         const Weights& weights = {}, int64_t unit = 1);
+                         const Weights& weights = {});
+
+// Documents that are not worth 2W pieces.
+struct ShortDocuments {
+  int64_t below = 0;     // documents of fewer positions are short; 0: none
+  int64_t unit = 1;      // cut into pieces of about so many (no more; they differ by at most one)
+  bool by_work = false;  // a piece weighs its positions times the document's; else its positions
+};
+
+// Likewise, but for the short ones: the first and the last of their pieces go to the same rank, and
+// so on, each two to the rank that has least of them for its weight. Without by_work the ranks'
+// totals differ by up to 2 units more.
+RowLayout PerDocumentRow(std::span<const int64_t> documents, int64_t length, int ranks,
+                         const Weights& weights, const ShortDocuments& short_documents);
 
 // Continues `segments`: a segment that begins where the last one ends lengthens it; an empty one
 // changes nothing. Fewer segments are fewer tiles and fewer runs of bytes.

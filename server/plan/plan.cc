@@ -17,6 +17,7 @@
 #include "server/plan/mask.h"
 #include "server/plan/memory.h"
 #include "server/plan/names.h"
+#include "server/plan/tile_cost.h"
 #include "server/plan/workload.h"
 
 namespace ringserve {
@@ -29,6 +30,10 @@ constexpr int64_t kMostPieces = 131'072;
 // per-document and PTRR layouts cost far more to look at than the others.
 constexpr int64_t kMostAutoLayout = int64_t{1} << 18;
 constexpr double kWorthALook = 0.01;
+// The tiles of all ranks are made to tell what they cost where these are so few, and so few
+// segments and bands are looked through for them.
+constexpr int64_t kMostPiecesTimed = 8'192;
+constexpr int64_t kMostLookedThrough = 1 << 17;
 
 // Would all queries and what comes back for them be fewer bytes than all keys and values? Then
 // `auto` looks at pass-Q, too, which takes a workload of its own.
@@ -98,7 +103,7 @@ class Search {
     for (const Way way : ways) {
       if (ways.size() == 1) {
         if (const absl::Status small = cutter_.Check(way, ranks); !small.ok()) return small;
-      } else if ((way == Way::kPerDocument || way == Way::kPtrr) && !WorthALook(way, ranks)) {
+      } else if (way >= Way::kWholeDocuments && !WorthALook(way, ranks)) {
         passed_over_.insert({ranks, way});
         continue;
       }
@@ -123,7 +128,7 @@ class Search {
                      [&](int a, int b) { return PerfectSeconds(a) < PerfectSeconds(b); });
     absl::Status refused;  // why there was nothing with the last number
     for (int ranks : numbers) {
-      if (best_ && Fits(*best_) && PerfectSeconds(ranks) >= best_->cost.seconds)
+      if (best_ && Fits(*best_) && PerfectSeconds(ranks) >= best_->cost.judged_seconds)
         return absl::OkStatus();
       if (effort_ > kMostPiecePairs) break;
       if (absl::Status status = Try(ranks); !status.ok()) refused = std::move(status);
@@ -152,13 +157,16 @@ class Search {
   bool WorthALook(Way way, int ranks) const {
     if (cutter_.SizeOf(way, ranks) > kMostAutoLayout) return false;
     return !best_ || !Fits(*best_) ||
-           best_->cost.seconds > (1 + kWorthALook) * PerfectSeconds(ranks);
+           best_->cost.seconds >
+               (1 + kWorthALook) *
+                   (best_->ranks() == ranks ? best_->cost.balanced_seconds : PerfectSeconds(ranks));
   }
 
   // Cuts once for each side that may travel.
   void Look(Way way, int ranks) {
     std::optional<Cutting> cutting;
     Workload workload;
+    ComputeSeconds compute;
     for (const v1::RotateMethod rotate : rotates_) {
       const bool pass_q = rotate == v1::ROTATE_METHOD_PASS_Q;
       if (!cutting || pass_q) {
@@ -166,19 +174,40 @@ class Search {
         workload = (pass_q ? MakePassQWorkload : MakeWorkload)(
             cutting->q, cutting->kv, bands_, spec_.batch(), pace_, tiling_, kMostPieces);
         effort_ += workload.piece_pairs + LayoutSize(cutting->q) + LayoutSize(cutting->kv);
+        if (workload.pieces <= kMostPieces) compute = Time(*cutting, workload, pass_q);
       }
-      Look(*cutting, workload, rotate);
+      Look(*cutting, workload, compute, rotate);
     }
   }
 
-  void Look(const Cutting& cutting, const Workload& workload, v1::RotateMethod rotate) {
+  // How long the ranks compute. A ring's steps tell it for all-gather, too.
+  ComputeSeconds Time(const Cutting& cutting, const Workload& workload, bool pass_q) const {
+    int64_t looked_through = LayoutSize(cutting.q) + LayoutSize(cutting.kv);
+    for (const std::vector<Band>& row : bands_) looked_through += static_cast<int64_t>(row.size());
+    if (workload.pieces * workload.ranks > kMostPiecesTimed ||
+        looked_through * workload.ranks > kMostLookedThrough) {
+      return ComputeOf(workload, speed_);
+    }
+    Plan steps;
+    steps.spec = spec_;
+    steps.options.set_rotate(pass_q ? v1::ROTATE_METHOD_PASS_Q : v1::ROTATE_METHOD_ALL_TO_ALL);
+    steps.q = cutting.q;
+    steps.kv = cutting.kv;
+    steps.bands = bands_;
+    if (spec_.alibi_slopes()) steps.alignments = AlignmentsOf(spec_);
+    steps.reach = workload.reach;
+    return ComputeOfTiles(steps, pace_, speed_);
+  }
+
+  void Look(const Cutting& cutting, const Workload& workload, const ComputeSeconds& compute,
+            v1::RotateMethod rotate) {
     if (workload.pieces > kMostPieces) {
       tried_.push_back({cutting.q.ranks(), cutting.name, rotate, 0, "too many pieces"});
       return;
     }
     const ParcelBytes bytes = {KvShardBytes(spec_, cutting.kv), QShardBytes(spec_, cutting.q),
                                PartialBytes(spec_, cutting.q)};
-    Consider({cutting, rotate, Estimate(workload, bytes, rotate, speed_), workload.work,
+    Consider({cutting, rotate, Estimate(workload, compute, bytes, rotate, speed_), workload.work,
               workload.reach, PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
   }
 

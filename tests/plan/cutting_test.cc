@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,6 +11,7 @@
 #include "server/plan/cost.h"
 #include "server/plan/memory.h"
 #include "server/plan/plan.h"
+#include "server/plan/position_index.h"
 #include "server/plan/workload.h"
 #include "tests/plan/golden_mask.h"
 
@@ -50,8 +52,9 @@ Cost CostOf(const Packed& packed, const v1::AttentionOptions& options, Way way, 
   const Cutting cutting = cutter.Cut(way, ranks);
   const Workload workload =
       MakeWorkload(cutting.q, cutting.kv, packed.bands, packed.spec.batch(), PaceOf(options));
-  return Estimate(workload, {.kv = KvShardBytes(packed.spec, cutting.kv)}, rotate,
-                  SpeedOf(DefaultMeasurements(), packed.spec));
+  const Speed speed = SpeedOf(DefaultMeasurements(), packed.spec);
+  return Estimate(workload, ComputeOf(workload, speed),
+                  {.kv = KvShardBytes(packed.spec, cutting.kv)}, rotate, speed);
 }
 
 // 4,096 positions: 30 short documents, 2 of medium length, a long one.
@@ -96,6 +99,31 @@ TEST(Cutting, BalancesASkewedMixture) {
     EXPECT_LE(ring.imbalance, 1.05) << ranks;
     EXPECT_GT(CostOf(packed, {}, Way::kContiguous, ranks, v1::ROTATE_METHOD_ALL_GATHER).imbalance,
               1.3);
+  }
+}
+
+TEST(Cutting, LeavesShortDocumentsWholeAndCutsTheRestLikePerDocument) {
+  const std::vector<int64_t> documents = SkewedDocuments();
+  const Packed packed({documents}, 4'096);
+  const v1::AttentionOptions options;
+  Cutter cutter(packed.spec, options, packed.bands);
+  for (int ranks = 2; ranks <= 8; ++ranks) {
+    const Cutting cutting = cutter.Cut(Way::kWholeDocuments, ranks);
+    const PositionIndex index(cutting.q.rows[0]);
+    int64_t begin = 0;
+    for (const int64_t length : documents) {
+      std::set<int> holders;
+      for (const Placed& placed : index.Overlapping(begin, begin + length))
+        holders.insert(placed.rank);
+      EXPECT_EQ(holders.size(), length < 100 ? 1u : static_cast<size_t>(ranks)) << length;
+      begin += length;
+    }
+    const Cost cost =
+        CostOf(packed, options, Way::kWholeDocuments, ranks, v1::ROTATE_METHOD_ALL_TO_ALL);
+    EXPECT_LE(cost.imbalance, 1.03) << ranks;
+    EXPECT_LT(
+        cost.tiles,
+        CostOf(packed, options, Way::kPerDocument, ranks, v1::ROTATE_METHOD_ALL_TO_ALL).tiles);
   }
 }
 

@@ -196,7 +196,7 @@ TEST(Layout, PerDocumentDealsAThousandDocumentsOfOneTokenEvenly) {
   }
 }
 
-TEST(Layout, PerDocumentCutsShortDocumentsByTheUnit) {
+TEST(Layout, CutsShortDocumentsByTheUnit) {
   Random random(5);
   for (int i = 0; i < 500; ++i) {
     const int ranks = static_cast<int>(random.Between(1, 40));
@@ -206,7 +206,7 @@ TEST(Layout, PerDocumentCutsShortDocumentsByTheUnit) {
       document = random.Chance(0.8) ? random.Between(0, 2 * ranks) : random.Between(1, 300);
     const int64_t length = std::accumulate(documents.begin(), documents.end(), int64_t{1});
     SCOPED_TRACE("case " + std::to_string(i));
-    const RowLayout row = PerDocumentRow(documents, length, ranks, {}, unit);
+    const RowLayout row = PerDocumentRow(documents, length, ranks, {}, {2 * ranks, unit});
     ExpectWhole({{row}}, length);
     const std::vector<int64_t> sizes = Sizes({{row}});
     const auto [least, most] = std::minmax_element(sizes.begin(), sizes.end());
@@ -220,9 +220,9 @@ TEST(Layout, PerDocumentCutsShortDocumentsByTheUnit) {
   }
 }
 
-TEST(Layout, PerDocumentWithAUnitIsPyTorchsWhereItAcceptsTheLengths) {
+TEST(Layout, CuttingByTheUnitIsPyTorchsWhereItAcceptsTheLengths) {
   const std::vector<int64_t> documents = {16, 8, 40, 24};
-  EXPECT_EQ(PerDocumentRow(documents, 88, 4, {}, 16), PerDocumentRow(documents, 88, 4));
+  EXPECT_EQ(PerDocumentRow(documents, 88, 4, {}, {8, 16}), PerDocumentRow(documents, 88, 4));
 }
 
 TEST(Layout, PerDocumentWithOneDocumentIsHeadTail) {

@@ -17,6 +17,7 @@
 #include "server/plan/cost.h"
 #include "server/plan/memory.h"
 #include "server/plan/workload.h"
+#include "tests/support/random.h"
 #include "tests/support/random_case.h"
 #include "tests/support/wait.h"
 
@@ -327,6 +328,38 @@ TEST(Planner, TakesTheBalancerThatFitsTheMaskAndSaysWhy) {
   }
   EXPECT_THAT(PlanOf(CausalSpec(65'536), Options(2), 2).reason,
               HasSubstr("ptrr not tried: could gain less than 1 %"));
+}
+
+// 4,096 positions: 30 short documents, 2 of medium length and a long one, in any order.
+v1::AttentionSpec SkewedSpec(Random& random, int heads, bool causal) {
+  std::vector<int64_t> documents;
+  for (int i = 0; i < 30; ++i) documents.push_back(random.Between(16, 48));
+  for (int i = 0; i < 2; ++i) documents.push_back(random.Between(384, 640));
+  documents.push_back(4'096 - std::accumulate(documents.begin(), documents.end(), int64_t{0}));
+  for (size_t i = documents.size() - 1; i > 0; --i)
+    std::swap(documents[i], documents[random.Between(0, static_cast<int64_t>(i))]);
+  v1::AttentionSpec spec = CausalSpec(4'096);
+  spec.set_q_heads(heads);
+  spec.set_kv_heads(std::max(1, heads / 4));
+  spec.mutable_masks(0)->set_causal(causal);
+  for (const int64_t document : documents)
+    spec.mutable_masks(0)->mutable_documents()->add_q_lengths(document);
+  return spec;
+}
+
+TEST(Planner, BalancesSkewedMixturesWhateverItPicks) {
+  Random random(1);
+  for (int i = 0; i < 8; ++i) {
+    for (const bool causal : {true, false}) {
+      for (const int heads : {1, 2, 8, 32}) {
+        const v1::AttentionSpec spec = SkewedSpec(random, heads, causal);
+        for (int workers = 2; workers <= 8; ++workers) {
+          const Plan plan = PlanOf(spec, Options(workers), workers);
+          EXPECT_LE(plan.imbalance, 1.05) << heads << " heads: " << plan.reason;
+        }
+      }
+    }
+  }
 }
 
 TEST(Planner, CutsTheSameWhateverWasMeasured) {
