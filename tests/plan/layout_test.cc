@@ -226,7 +226,7 @@ TEST(Layout, CuttingByTheUnitIsPyTorchsWhereItAcceptsTheLengths) {
 }
 
 TEST(Layout, PerDocumentWithOneDocumentIsHeadTail) {
-  for (int ranks = 1; ranks <= 5; ++ranks) {
+  for (int ranks = 1; ranks <= 8; ++ranks) {
     for (int64_t length = 1; length < 60; ++length) {
       EXPECT_EQ(PerDocumentRow(std::vector<int64_t>{length}, length, ranks),
                 HeadTailLayout(length, ranks).rows[0]);

@@ -12,7 +12,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr int kMostWorkers = 6;
+constexpr int kMostWorkers = 8;
 
 Case PlacedCase(int seed, int64_t most_rows) {
   Case c = RandomCase(seed, kMostWorkers, most_rows);

@@ -62,7 +62,7 @@ struct Sharded {
 };
 
 Sharded RandomSharded(Random& random) {
-  const int ranks = static_cast<int>(random.Between(1, 5));
+  const int ranks = static_cast<int>(random.Between(1, 8));
   Sharded sharded;
   sharded.shape = {.batch = random.Between(1, 3),
                    .planes_per_batch = random.Between(1, 3),

@@ -33,7 +33,7 @@ Setting RandomSetting(uint64_t seed) {
   Setting setting;
   setting.c = RandomCase(seed, 8, 40);
   const v1::AttentionSpec& spec = setting.c.spec;
-  const int ranks = static_cast<int>(random.Between(1, 6));
+  const int ranks = static_cast<int>(random.Between(1, 8));
   setting.bands = *CompileMasks(spec);
   setting.q = RandomLayout(random, spec.q_len(), ranks);
   setting.kv = RandomLayout(random, spec.kv_len(), ranks);
