@@ -1,0 +1,277 @@
+// The backward ring as a whole: against the oracle, what it moves and holds, and what it does when
+// something goes wrong.
+#include "worker/attention/backward_ring.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/backward_oracle.h"
+#include "tests/support/elements.h"
+#include "tests/support/random.h"
+#include "tests/support/random_case.h"
+#include "tests/worker/attention/counted_memory.h"
+#include "tests/worker/attention/local_backward.h"
+
+namespace ringserve::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kMostWorkers = 4;
+constexpr int kBatches = 16, kCasesPerBatch = 40;
+constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL,
+                                         v1::ROTATE_METHOD_ALL_GATHER};
+
+v1::DType WideType(v1::DType dtype) {
+  return dtype == v1::DTYPE_F64 ? v1::DTYPE_F64 : v1::DTYPE_F32;
+}
+
+std::vector<std::byte> RandomNumbers(Random& random, size_t n, v1::DType dtype) {
+  std::vector<double> values(n);
+  for (double& value : values) value = random.Normal();
+  return FromDoubles(values, dtype);
+}
+
+// The forward pass's own answer, and random gradients of it.
+Answered Answer(const Plan& plan, const Inputs& inputs, uint64_t seed, bool with_d_lse) {
+  const Outcome forward = RunLocally(plan, inputs);
+  if (!forward.ok()) throw std::runtime_error(forward.status().ToString());
+  Random random(seed);
+  const v1::DType dtype = plan.spec.dtype();
+  Answered answered = {forward.out, forward.lse, {}, {}};
+  answered.d_out = RandomNumbers(random, ToDoubles(forward.out, dtype).size(), dtype);
+  if (with_d_lse) {
+    answered.d_lse =
+        RandomNumbers(random, ToDoubles(forward.lse, WideType(dtype)).size(), WideType(dtype));
+  }
+  return answered;
+}
+
+Plan PlanOf(const v1::AttentionSpec& spec, int workers, v1::RotateMethod rotate) {
+  v1::AttentionOptions options;
+  options.set_workers(workers);
+  options.set_rotate(rotate);
+  options.set_balancer(v1::BALANCER_HEAD_TAIL);
+  options.set_return_lse(true);
+  absl::StatusOr<Plan> plan = MakePlan(spec, options, {.workers = workers}, DefaultMeasurements());
+  if (!plan.ok()) throw std::runtime_error(plan.status().ToString());
+  return *std::move(plan);
+}
+
+v1::AttentionSpec CausalSpec(int64_t length, v1::DType dtype = v1::DTYPE_F32) {
+  v1::AttentionSpec spec;
+  spec.set_batch(2);
+  spec.set_q_heads(4);
+  spec.set_kv_heads(2);
+  spec.set_q_len(length);
+  spec.set_kv_len(length);
+  spec.set_head_dim(32);
+  spec.set_value_dim(24);
+  spec.set_dtype(dtype);
+  spec.add_masks()->set_causal(true);
+  return spec;
+}
+
+// Requests of every kind that are served by rings of keys.
+void CheckBackward(uint64_t seed) {
+  Case c = RandomCase(seed, kMostWorkers, 60);
+  Random random(seed + 77);
+  if (c.options.rotate() == v1::ROTATE_METHOD_PASS_Q || random.Chance(0.5))
+    c.options.set_rotate(kRotates[seed % 2]);
+  if (random.Chance(0.4)) AddRandomExtras(c);
+  SCOPED_TRACE(c.ToString());
+  const absl::StatusOr<Plan> plan =
+      MakePlan(c.spec, c.options, {.workers = kMostWorkers}, DefaultMeasurements());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  if (plan->options.rotate() == v1::ROTATE_METHOD_PASS_Q) return;
+  const Inputs inputs = RandomInputs(c.spec, c.seed, c.gain);
+  const Answered answered = Answer(*plan, inputs, seed, random.Chance(0.5));
+  const BackwardOutcome outcome = RunLocallyBackward(*plan, inputs, answered);
+  ASSERT_TRUE(outcome.status().ok()) << outcome.status();
+  const ReferenceGradients expected =
+      AttendBackward(c.spec, inputs, answered.d_out, answered.d_lse, c.options.lse_without_sinks());
+  const v1::DType dtype = c.spec.dtype();
+  EXPECT_EQ(CompareGradient("d_q", c.spec, expected, expected.d_q, outcome.d_q, dtype) +
+                CompareGradient("d_k", c.spec, expected, expected.d_k, outcome.d_k, dtype) +
+                CompareGradient("d_v", c.spec, expected, expected.d_v, outcome.d_v, dtype),
+            "");
+  if (c.spec.sink_logits()) {
+    EXPECT_EQ(CompareGradient("d_sinks", c.spec, expected, expected.d_sinks,
+                              FromDoubles(outcome.d_sinks, WideType(dtype)), WideType(dtype)),
+              "");
+  }
+  for (int rank = 0; rank < plan->ranks(); ++rank)
+    EXPECT_EQ(outcome.ranks[rank].statistics.bytes_sent, outcome.bytes_expected[rank]) << rank;
+}
+
+class BackwardRing : public ::testing::TestWithParam<int> {};
+
+TEST_P(BackwardRing, GivesWhatTheOracleGivesAndMovesWhatItsPlanSays) {
+  const int first = GetParam() * kCasesPerBatch;
+  for (int seed = first; seed < first + kCasesPerBatch && !HasFailure(); ++seed)
+    CheckBackward(seed);
+}
+
+INSTANTIATE_TEST_SUITE_P(HundredsOfCases, BackwardRing, ::testing::Range(0, kBatches));
+
+double LossOf(const v1::AttentionSpec& spec, const Inputs& inputs,
+              const std::vector<double>& d_out) {
+  const Reference answer = Attend(spec, inputs);
+  double loss = 0;
+  for (size_t i = 0; i < d_out.size(); ++i) loss += answer.out[i] * d_out[i];
+  return loss;
+}
+
+TEST(BackwardOracle, AgreesWithFiniteDifferencesOfTheOracle) {
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    Case c = RandomCase(seed, 1, 12);
+    c.spec.set_dtype(v1::DTYPE_F64);
+    SCOPED_TRACE(c.ToString());
+    const Inputs inputs = RandomInputs(c.spec, seed);
+    Random random(seed);
+    const size_t n = Attend(c.spec, inputs).out.size();
+    const std::vector<std::byte> d_out = RandomNumbers(random, n, v1::DTYPE_F64);
+    const ReferenceGradients g = AttendBackward(c.spec, inputs, d_out, {});
+    const std::pair<std::vector<std::byte> Inputs::*, const ReferenceGradient*> of[] = {
+        {&Inputs::q, &g.d_q}, {&Inputs::k, &g.d_k}, {&Inputs::v, &g.d_v}};
+    for (const auto& [member, gradient] : of) {
+      const std::vector<double> at = ToDoubles(inputs.*member, v1::DTYPE_F64);
+      std::vector<double> more = at, less = at;
+      double expected = 0, magnitude = 0;
+      for (size_t i = 0; i < at.size(); ++i) {
+        const double step = 1e-5 * random.Normal();
+        more[i] += step;
+        less[i] -= step;
+        expected += 2 * step * gradient->values[i];
+        magnitude += gradient->magnitudes[i];
+      }
+      Inputs above = inputs, below = inputs;
+      above.*member = FromDoubles(more, v1::DTYPE_F64);
+      below.*member = FromDoubles(less, v1::DTYPE_F64);
+      const std::vector<double> weights = ToDoubles(d_out, v1::DTYPE_F64);
+      EXPECT_NEAR(LossOf(c.spec, above, weights) - LossOf(c.spec, below, weights), expected,
+                  1e-10 * (1 + magnitude));
+    }
+  }
+}
+
+// As PyTorch's: gradients are summed in the order of the ranks, however K and V came.
+TEST(BackwardRingMethods, GiveTheSameBits) {
+  for (const int workers : {2, 3, 4}) {
+    const v1::AttentionSpec spec = CausalSpec(101);
+    const Inputs inputs = RandomInputs(spec, 3);
+    std::vector<BackwardOutcome> outcomes;
+    for (const v1::RotateMethod rotate : kRotates) {
+      const Plan plan = PlanOf(spec, workers, rotate);
+      outcomes.push_back(RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, true)));
+      ASSERT_TRUE(outcomes.back().status().ok()) << outcomes.back().status();
+    }
+    EXPECT_EQ(outcomes[0].d_q, outcomes[1].d_q);
+    EXPECT_EQ(outcomes[0].d_k, outcomes[1].d_k);
+    EXPECT_EQ(outcomes[0].d_v, outcomes[1].d_v);
+  }
+}
+
+TEST(BackwardRingOfOne, NeedsNobody) {
+  const v1::AttentionSpec spec = CausalSpec(20);
+  const Inputs inputs = RandomInputs(spec, 3);
+  const Plan plan = PlanOf(spec, 1, v1::ROTATE_METHOD_ALL_TO_ALL);
+  const BackwardOutcome outcome = RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, false));
+  ASSERT_TRUE(outcome.status().ok()) << outcome.status();
+  EXPECT_EQ(outcome.ranks[0].statistics.bytes_sent, 0);
+}
+
+TEST(BackwardRingMemory, IsWhatItsHeaderSays) {
+  for (const v1::DType dtype : {v1::DTYPE_F32, v1::DTYPE_BF16}) {
+    v1::AttentionSpec spec = CausalSpec(4096, dtype);
+    spec.set_batch(1);
+    const Plan plan = PlanOf(spec, 4, v1::ROTATE_METHOD_ALL_TO_ALL);
+    const Inputs inputs = RandomInputs(spec, 3);
+    const BackwardOutcome outcome =
+        RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, false));
+    ASSERT_TRUE(outcome.status().ok()) << outcome.status();
+    const uint64_t width = dtype == v1::DTYPE_F32 ? 4 : 2;
+    const uint64_t rows = 1024, kv = rows * 2 * (32 + 24), q = rows * 4 * 32, lse = rows * 4;
+    const uint64_t own = width == 4 ? 0 : 4 * (q + kv);
+    constexpr uint64_t kScratch = 4 << 20;
+    for (const RankOutcome& rank : outcome.ranks) {
+      EXPECT_GT(rank.most_memory_held, 0);
+      EXPECT_LE(rank.most_memory_held, own + 4 * lse + 2 * kv * width + 3 * kv * 4 + kScratch);
+    }
+  }
+}
+
+// --- When something goes wrong
+
+TEST(BackwardRingFailure, OfOneRankLeavesTheOthersTheirExchangesAndNaN) {
+  for (const v1::RotateMethod rotate : kRotates) {
+    const v1::AttentionSpec spec = CausalSpec(40);
+    const Inputs inputs = RandomInputs(spec, 3);
+    const Plan plan = PlanOf(spec, 3, rotate);
+    LocalRingOptions options;
+    options.on_step = [](int rank, int step, RingProgress& progress) {
+      if (rank == 1 && step == 1) progress.cancelled = true;
+    };
+    const BackwardOutcome outcome =
+        RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, false), options);
+    EXPECT_TRUE(outcome.ranks[0].status.ok()) << outcome.ranks[0].status;
+    EXPECT_EQ(outcome.ranks[1].status.code(), absl::StatusCode::kAborted);
+    EXPECT_TRUE(outcome.ranks[2].status.ok()) << outcome.ranks[2].status;
+    for (int rank = 0; rank < 3; ++rank)
+      EXPECT_EQ(outcome.ranks[rank].statistics.bytes_sent, outcome.bytes_expected[rank]);
+    const std::vector<double> d_k = ToDoubles(outcome.d_k, v1::DTYPE_F32);
+    EXPECT_TRUE(std::any_of(d_k.begin(), d_k.end(), [](double d) { return std::isnan(d); }));
+  }
+}
+
+RankPlan TwoRanks() {
+  RankPlan plan;
+  plan.rank = 1;
+  plan.members = {0, 1};
+  plan.kv_rows = {{4}, {4}};
+  plan.steps.resize(2);
+  plan.steps[0].recvs = {{.peer = 0, .owner = 0}};
+  plan.steps[1].tiles = {{.owner = 0, .q_end = 4, .k_end = 4}};
+  return plan;
+}
+
+TEST(BackwardPlan, SendsGradientsInTheStepAfterTheirTiles) {
+  const absl::StatusOr<BackwardPlan> plan = MakeBackwardPlan(TwoRanks(), {0});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->shards.steps.size(), 3);
+  EXPECT_EQ(plan->gradients_to[2], 0);
+  EXPECT_EQ(plan->gradients_from[2], 0);
+}
+
+TEST(BackwardPlan, RefusesQueriesThatTravel) {
+  RankPlan plan = TwoRanks();
+  plan.q_rows = {{4}, {4}};
+  const absl::Status status = MakeBackwardPlan(plan, {}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("pass-Q"));
+}
+
+TEST(BackwardPlan, RefusesReadersThatAreNoOtherRank) {
+  for (const int reader : {-1, 1, 2}) {
+    EXPECT_EQ(MakeBackwardPlan(TwoRanks(), {reader}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(BackwardPlan, RefusesATileOfAShardThatIsNotThere) {
+  RankPlan plan = TwoRanks();
+  plan.steps[0].recvs.clear();
+  EXPECT_EQ(MakeBackwardPlan(plan, {}).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace ringserve::test
+
+int main(int argc, char** argv) {
+  ringserve::test::CountMemory();
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

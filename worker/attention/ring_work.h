@@ -1,0 +1,89 @@
+// What the forward and the backward ring do alike: arithmetic that may fail without keeping others
+// from their exchanges, posts and bounded waits, and a count of what moved.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <vector>
+
+#include <ATen/ATen.h>
+
+#include "absl/status/status.h"
+#include "worker/attention/ring.h"
+#include "worker/attention/score_terms.h"
+#include "worker/comm/communicator.h"
+
+namespace ringserve {
+
+// The batch rows that a tile names: all of them (-1), or one, be it a part of the one entry or an
+// entry of its own.
+at::Tensor BatchRow(const std::vector<at::Tensor>& tensors, int batch_row);
+
+// Those of these batch rows; one bias may serve all.
+ScoreTerms TermsOfBatchRow(const std::vector<at::Tensor>& bias, const at::Tensor& alibi_slopes,
+                           int batch_row);
+
+class RingWork {
+ public:
+  // All outlive this.
+  RingWork(uint64_t job, const RingOptions& options, Communicator& communicator,
+           RingProgress& progress, RingStatistics& statistics)
+      : job_(job),
+        options_(options),
+        communicator_(communicator),
+        progress_(progress),
+        statistics_(statistics) {}
+
+  // Does `work` unless the job is cancelled or something failed before; what it throws is told at
+  // the end.
+  template <typename Work>
+  void Compute(const Work& work);
+
+  // Was everything done that was to be done so far?
+  bool complete() const { return !progress_.cancelled && arithmetic_.ok(); }
+
+  // Starts the transfers of a step, and waits for them. The communicator's errors.
+  absl::Status Post(uint32_t step, const std::vector<SendOp>& sends,
+                    const std::vector<RecvOp>& recvs);
+  absl::Status Wait();
+
+  // Counts a tile.
+  void Done();
+
+  // ABORTED where the job was cancelled, INTERNAL where the arithmetic failed.
+  absl::Status Ended() const;
+
+ private:
+  static double SecondsSince(Communicator::Clock::time_point begin);
+
+  const uint64_t job_;
+  const RingOptions& options_;
+  Communicator& communicator_;
+  RingProgress& progress_;
+  RingStatistics& statistics_;
+  Communicator::Ticket exchange_ = 0;
+  absl::Status arithmetic_;  // the first failure
+  const Communicator::Clock::time_point begin_ = Communicator::Clock::now();
+};
+
+template <typename Work>
+void RingWork::Compute(const Work& work) {
+  if (!complete()) return;
+  const Communicator::Clock::time_point begin = Communicator::Clock::now();
+  progress_.computing = true;
+  try {
+    work();
+  } catch (const std::exception& error) {
+    arithmetic_ = absl::InternalError(std::string("attention failed: ") + error.what());
+  }
+  progress_.computing = false;
+  statistics_.compute_seconds += SecondsSince(begin);
+}
+
+// Runs `ring` in inference mode, counts the bytes it moved, and ends LibTorch's exceptions: one
+// that is thrown outside of Compute leaves exchanges undone, so that the communicator ends with it.
+absl::Status RunCounted(Communicator& communicator, RingStatistics& statistics,
+                        const std::function<absl::Status()>& ring);
+
+}  // namespace ringserve
