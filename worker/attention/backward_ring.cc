@@ -66,11 +66,6 @@ class BackwardRing {
   absl::Status AddUpSinks();
   void Finish();
 
-  // K's and V's part of bytes that hold the shard of `owner`.
-  std::pair<at::Tensor, at::Tensor> KeysAndValues(const at::Tensor& bytes,
-                                                  const ShardFormat& format, int owner,
-                                                  int batch_row) const;
-
   const BackwardPlan& plan_;
   const ShardFormat format_, wide_format_;
   const BackwardTensors& tensors_;
@@ -172,25 +167,15 @@ void BackwardRing::ReceiveGradients(int index, std::vector<RecvOp>& recvs) {
 
 void BackwardRing::Add(const Tile& tile) {
   const int b = tile.batch_row;
-  const auto [k, v] = KeysAndValues(shards_.At(tile.owner), format_, tile.owner, b);
+  const std::vector<int64_t>& rows = plan_.shards.kv_rows[tile.owner];
+  const auto [k, v] = KeysAndValuesOf(shards_.At(tile.owner), format_, rows, b);
   const auto [d_k, d_v] =
-      KeysAndValues(tile.owner == rank() ? d_kv_ : computed_, wide_format_, tile.owner, b);
+      KeysAndValuesOf(tile.owner == rank() ? d_kv_ : computed_, wide_format_, rows, b);
   AccumulateGradients({BatchRow(d_q_, b), d_k, d_v},
                       {BatchRow(tensors_.q, b), BatchRow(tensors_.d_out, b), BatchRow(lse_, b),
                        BatchRow(delta_, b)},
                       k, v, tile, scale_, TermsOfBatchRow(tensors_.bias, tensors_.alibi_slopes, b));
   work_.Done();
-}
-
-std::pair<at::Tensor, at::Tensor> BackwardRing::KeysAndValues(const at::Tensor& bytes,
-                                                              const ShardFormat& format, int owner,
-                                                              int batch_row) const {
-  const int64_t k_bytes = bytes.numel() / (format.head_dim + format.value_dim) * format.head_dim;
-  const auto view = [&](int64_t begin, int64_t end, int64_t dim) {
-    return ViewOf(bytes.narrow(0, begin, end - begin), format, plan_.shards.kv_rows[owner],
-                  format.kv_heads, dim, batch_row);
-  };
-  return {view(0, k_bytes, format.head_dim), view(k_bytes, bytes.numel(), format.value_dim)};
 }
 
 void BackwardRing::EndStep(int index) {

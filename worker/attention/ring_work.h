@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -35,8 +36,8 @@ class RingWork {
         progress_(progress),
         statistics_(statistics) {}
 
-  // Does `work` unless the job is cancelled or something failed before; what it throws is told at
-  // the end.
+  // Does `work` unless the job is cancelled or something failed before. What it throws must not
+  // keep the others of the ring from their exchanges: it is told at the end.
   template <typename Work>
   void Compute(const Work& work);
 

@@ -30,6 +30,17 @@ at::Tensor ViewOf(const at::Tensor& bytes, const ShardFormat& format,
                   heads, rows[batch_row], dim);
 }
 
+std::pair<at::Tensor, at::Tensor> KeysAndValuesOf(const at::Tensor& bytes,
+                                                  const ShardFormat& format,
+                                                  const std::vector<int64_t>& rows, int batch_row) {
+  const int64_t k_bytes = bytes.numel() / (format.head_dim + format.value_dim) * format.head_dim;
+  const auto view = [&](int64_t begin, int64_t end, int64_t dim) {
+    return ViewOf(bytes.narrow(0, begin, end - begin), format, rows, format.kv_heads, dim,
+                  batch_row);
+  };
+  return {view(0, k_bytes, format.head_dim), view(k_bytes, bytes.numel(), format.value_dim)};
+}
+
 int64_t TotalRows(const std::vector<int64_t>& rows, int64_t batch) {
   int64_t total = 0;
   for (const int64_t count : rows) total += count;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -27,6 +28,11 @@ struct ShardFormat {
 // (per batch row; one entry: all the same): [B, heads, S, dim], last dim contiguous.
 at::Tensor ViewOf(const at::Tensor& bytes, const ShardFormat& format,
                   const std::vector<int64_t>& rows, int64_t heads, int64_t dim, int batch_row);
+
+// Likewise, of bytes that hold K's, then V's: [B, Hkv, S, D] and [B, Hkv, S, Dv].
+std::pair<at::Tensor, at::Tensor> KeysAndValuesOf(const at::Tensor& bytes,
+                                                  const ShardFormat& format,
+                                                  const std::vector<int64_t>& rows, int batch_row);
 
 // Rows over all batch rows.
 int64_t TotalRows(const std::vector<int64_t>& rows, int64_t batch);

@@ -21,7 +21,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int kMostWorkers = 4;
-constexpr int kBatches = 16, kCasesPerBatch = 40;
+constexpr int kBatches = 16, kCasesPerBatch = 100;
 constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL,
                                          v1::ROTATE_METHOD_ALL_GATHER};
 
@@ -77,7 +77,7 @@ v1::AttentionSpec CausalSpec(int64_t length, v1::DType dtype = v1::DTYPE_F32) {
 
 // Requests of every kind that are served by rings of keys.
 void CheckBackward(uint64_t seed) {
-  Case c = RandomCase(seed, kMostWorkers, 60);
+  Case c = RandomCase(seed, kMostWorkers, 80);
   Random random(seed + 77);
   if (c.options.rotate() == v1::ROTATE_METHOD_PASS_Q || random.Chance(0.5))
     c.options.set_rotate(kRotates[seed % 2]);
