@@ -20,14 +20,6 @@ RINGSERVE_INLINE void OfScores(Wide* row, const Wide* weights, int64_t n, Wide d
   for (int64_t i = 0; i < n; ++i) row[i] = weights[i] * (row[i] - delta);
 }
 
-template <typename Wide>
-RINGSERVE_INLINE Wide Dot(const Wide* a, const Wide* b, int64_t n) {
-  Wide sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
 RINGSERVE_CLONES void CapRow(float* row, int64_t n, float most) { Cap(row, n, most); }
 
 }  // namespace
@@ -46,11 +38,6 @@ RINGSERVE_CLONES void ScoreGradients(float* row, const float* weights, int64_t n
 }
 RINGSERVE_CLONES void ScoreGradients(double* row, const double* weights, int64_t n, double delta) {
   OfScores(row, weights, n, delta);
-}
-
-RINGSERVE_CLONES float DotRows(const float* a, const float* b, int64_t n) { return Dot(a, b, n); }
-RINGSERVE_CLONES double DotRows(const double* a, const double* b, int64_t n) {
-  return Dot(a, b, n);
 }
 
 }  // namespace ringserve

@@ -16,8 +16,4 @@ void WeighAgain(double* row, int64_t n, double lse);
 void ScoreGradients(float* row, const float* weights, int64_t n, float delta);
 void ScoreGradients(double* row, const double* weights, int64_t n, double delta);
 
-// The sum of a[i] * b[i].
-float DotRows(const float* a, const float* b, int64_t n);
-double DotRows(const double* a, const double* b, int64_t n);
-
 }  // namespace ringserve

@@ -206,25 +206,44 @@ TEST(BackwardRingMemory, IsWhatItsHeaderSays) {
 
 // --- When something goes wrong
 
-TEST(BackwardRingFailure, OfOneRankLeavesTheOthersTheirExchangesAndNaN) {
+// Rank 1 of three does not do all of its work.
+void ExpectNaNInsteadOfGradients(const LocalRingOptions& options, absl::StatusCode of_rank_1) {
   for (const v1::RotateMethod rotate : kRotates) {
-    const v1::AttentionSpec spec = CausalSpec(40);
+    v1::AttentionSpec spec = CausalSpec(40);
+    spec.set_sink_logits(true);
     const Inputs inputs = RandomInputs(spec, 3);
     const Plan plan = PlanOf(spec, 3, rotate);
-    LocalRingOptions options;
-    options.on_step = [](int rank, int step, RingProgress& progress) {
-      if (rank == 1 && step == 1) progress.cancelled = true;
-    };
     const BackwardOutcome outcome =
         RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, false), options);
     EXPECT_TRUE(outcome.ranks[0].status.ok()) << outcome.ranks[0].status;
-    EXPECT_EQ(outcome.ranks[1].status.code(), absl::StatusCode::kAborted);
+    EXPECT_EQ(outcome.ranks[1].status.code(), of_rank_1) << outcome.ranks[1].status;
     EXPECT_TRUE(outcome.ranks[2].status.ok()) << outcome.ranks[2].status;
     for (int rank = 0; rank < 3; ++rank)
       EXPECT_EQ(outcome.ranks[rank].statistics.bytes_sent, outcome.bytes_expected[rank]);
+    const auto is_nan = [](double d) { return std::isnan(d); };
     const std::vector<double> d_k = ToDoubles(outcome.d_k, v1::DTYPE_F32);
-    EXPECT_TRUE(std::any_of(d_k.begin(), d_k.end(), [](double d) { return std::isnan(d); }));
+    EXPECT_TRUE(std::any_of(d_k.begin(), d_k.end(), is_nan));
+    EXPECT_TRUE(std::all_of(outcome.d_sinks.begin(), outcome.d_sinks.end(), is_nan));
   }
+}
+
+TEST(BackwardRingFailure, OfACancelledRankLeavesTheOthersTheirExchangesAndNaN) {
+  LocalRingOptions options;
+  options.on_step = [](int rank, int step, RingProgress& progress) {
+    if (rank == 1 && step == 1) progress.cancelled = true;
+  };
+  ExpectNaNInsteadOfGradients(options, absl::StatusCode::kAborted);
+}
+
+TEST(BackwardRingFailure, OfATileLeavesTheOthersTheirExchangesAndNaN) {
+  LocalRingOptions options;
+  options.alter = [](RankAssignment& assignment) {
+    if (assignment.plan.rank != 1) return;
+    for (Step& step : assignment.plan.steps) {
+      for (Tile& tile : step.tiles) tile.k_end += 1000;
+    }
+  };
+  ExpectNaNInsteadOfGradients(options, absl::StatusCode::kInternal);
 }
 
 RankPlan TwoRanks() {

@@ -94,7 +94,8 @@ BackwardOutcome RunLocallyBackward(const Plan& plan, const Inputs& inputs, const
   const auto run = [&](int rank) {
     at::set_num_threads(options.threads);
     const c10::InferenceMode inference;
-    const RankAssignment& assignment = jobs[rank]->assignment;
+    RankAssignment assignment = jobs[rank]->assignment;
+    if (options.alter) options.alter(assignment);
     RankOutcome& of_rank = outcome.ranks[rank];
     const absl::StatusOr<BackwardPlan> backward = MakeBackwardPlan(assignment.plan, readers[rank]);
     Communicator& communicator = *communicators[plan.ranks() - 1 - rank];

@@ -24,7 +24,7 @@ struct BackwardOutcome {
   absl::Status status() const;  // the first that is not OK
 };
 
-// `options.alter` is not called.
+// `options.alter` is called with a copy, which the rank's plan is made of.
 BackwardOutcome RunLocallyBackward(const Plan& plan, const Inputs& inputs, const Answered& answered,
                                    const LocalRingOptions& options = {});
 
