@@ -68,16 +68,17 @@ absl::Status ApplyDocuments(const std::string& text, const v1::AttentionSpec& sp
 }
 
 // What would do nothing without another option.
-absl::Status CheckNeeds(const MaskOptions& options) {
+absl::Status CheckNeeds(const MaskOptions& options, bool alibi) {
   const bool causal = options.mask == "causal";
-  if (!causal && !options.window.has_value()) {  // an alignment shifts their diagonals
+  // An alignment shifts their diagonals, and the distances that slopes are multiplied by.
+  if (!causal && !options.window.has_value() && !alibi) {
     if (options.q_offset.has_value()) {
       return Wrong("--q-offset", absl::StrCat(*options.q_offset),
-                   "it needs --mask causal or --window");
+                   "it needs --mask causal, --window or --alibi");
     }
     if (options.bottom_right) {
       return absl::InvalidArgumentError(
-          "--bottom-right is given: it needs --mask causal or --window");
+          "--bottom-right is given: it needs --mask causal, --window or --alibi");
     }
   }
   if (options.sinks.has_value() && !options.window.has_value())
@@ -108,12 +109,13 @@ void AddMaskOptions(CLI::App& command, MaskOptions& options, const std::string& 
       ->capture_default_str();
   CLI::Option* q_offset =
       command
-          .add_option("--q-offset", options.q_offset,
-                      "With --mask causal or --window: the key position of query 0 (default 0)")
+          .add_option(
+              "--q-offset", options.q_offset,
+              "With --mask causal, --window or --alibi: the key position of query 0 (default 0)")
           ->check(CLI::Range(-kMaxOffset, kMaxOffset));
   command
       .add_flag("--bottom-right", options.bottom_right,
-                "With --mask causal or --window: the last query sits on the last key")
+                "With --mask causal, --window or --alibi: the last query sits on the last key")
       ->excludes(q_offset);
   command
       .add_option("--window", options.window,
@@ -139,9 +141,9 @@ void AddMaskOptions(CLI::App& command, MaskOptions& options, const std::string& 
   }
 }
 
-absl::Status ApplyMaskOptions(const MaskOptions& options, v1::AttentionSpec& spec) {
+absl::Status ApplyMaskOptions(const MaskOptions& options, bool alibi, v1::AttentionSpec& spec) {
   if (options.file.has_value()) return ApplyFile(*options.file, spec);
-  absl::Status status = CheckNeeds(options);
+  absl::Status status = CheckNeeds(options, alibi);
   v1::Mask mask;
   mask.set_causal(options.mask == "causal");
   if (status.ok() && options.window.has_value()) status = ApplyWindow(*options.window, mask);
@@ -152,7 +154,7 @@ absl::Status ApplyMaskOptions(const MaskOptions& options, v1::AttentionSpec& spe
   if (options.bottom_right) mask.set_bottom_right(true);
   if (options.sinks.has_value()) mask.set_sinks(*options.sinks);
   if (options.prefix.has_value()) mask.set_prefix(*options.prefix);
-  if (mask.causal() || mask.has_window() || mask.has_documents()) *spec.add_masks() = mask;
+  if (mask.ByteSizeLong() > 0) *spec.add_masks() = mask;
   return absl::OkStatus();
 }
 

@@ -34,9 +34,10 @@ inline constexpr const char* kMaskFlags[] = {"--mask",      "--q-offset", "--bot
 // range are parse errors. `options` outlives the parsing.
 void AddMaskOptions(CLI::App& command, MaskOptions& options, const std::string& group);
 
-// Fills the masks of `spec`, whose batch and lengths are set; none where nothing is hidden.
+// Fills the masks of `spec`, whose batch and lengths are set; none where nothing is hidden and no
+// alignment given. `alibi`: there are slopes, whose distances count from the alignment.
 // INVALID_ARGUMENT: a value that cannot be read, an option that would do nothing without another,
 // documents longer than the sequence, a mask file that is wrong; names flag and value.
-absl::Status ApplyMaskOptions(const MaskOptions& options, v1::AttentionSpec& spec);
+absl::Status ApplyMaskOptions(const MaskOptions& options, bool alibi, v1::AttentionSpec& spec);
 
 }  // namespace ringserve

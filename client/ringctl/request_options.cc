@@ -67,7 +67,7 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
 
 absl::Status ApplyRequestOptions(const RequestOptions& options, v1::AttentionSpec& spec,
                                  v1::AttentionOptions& header_options) {
-  absl::Status status = ApplyMaskOptions(options.mask, spec);
+  absl::Status status = ApplyMaskOptions(options.mask, options.extras.alibi.has_value(), spec);
   if (!status.ok()) return status;
   if (options.scale.has_value()) spec.set_scale(*options.scale);
   header_options.set_balancer(*BalancerNamed(options.balancer));

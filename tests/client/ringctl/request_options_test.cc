@@ -98,6 +98,8 @@ TEST(RequestOptions, MakeAMaskOfEveryCombination) {
            Right{{"--mask", "causal", "--window", "7,", "--sinks", "4"},
                  R"({"causal":true,"window":{"left":"7"},"sinks":"4"})"},
            Right{{"--mask", "causal", "--prefix", "256"}, R"({"causal":true,"prefix":"256"})"},
+           Right{{"--bottom-right", "--alibi", "x"}, R"({"bottomRight":true})"},
+           Right{{"--q-offset", "-3", "--alibi", "x"}, R"({"qOffset":"-3"})"},
            Right{{"--documents", "100,0,200"}, R"({"documents":{"qLengths":["100","0","200"]}})"},
            Right{{"--mask", "causal", "--bottom-right", "--window", "8,9", "--sinks", "1",
                   "--prefix", "2", "--documents", "300"},
