@@ -30,6 +30,11 @@ constexpr int64_t kBytesLaidOut = 1 << 20;
 int64_t CeilDiv(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 int64_t RoundUp(int64_t n, int64_t unit) { return CeilDiv(n, unit) * unit; }
 
+// Few rows read the keys as they lie, in fp32 products.
+bool HasFewRows(const at::Tensor& q, const at::Tensor& k) {
+  return q.size(1) / k.size(1) * q.size(2) <= kFewRows;
+}
+
 // Number: what comes in. Factor: what is multiplied, bf16 in pairs or fp32.
 template <typename Number, typename Factor>
 class FlashBlock {
@@ -52,7 +57,7 @@ class FlashBlock {
         dim_(q.size(3)),
         value_dim_(v.size(3)),
         group_(q_heads_ / kv_heads_),
-        few_(group_ * queries_ <= kFewRows),
+        few_(HasFewRows(q, k)),
         depth_(std::is_same_v<Factor, float> ? dim_ : RoundUp(dim_, 2)),
         width_(RoundUp(value_dim_, kColumnsRounded)),
         queries_at_once_(std::min(queries_, kRowsAtOnce)),
@@ -61,7 +66,9 @@ class FlashBlock {
         most_keys_(few_ ? 0 : RoundUp(std::min(keys_, kKeysLaidOut), kPanelColumns)),
         most_kv_heads_(MostKvHeads()),
         laid_out_(at::empty({most_kv_heads_ * HeadBytes()}, at::kByte)),
-        scratch_(at::empty({at::get_num_threads(), ScratchBytes()}, at::kByte)) {}
+        scratch_(at::empty({at::get_num_threads(), ScratchBytes()}, at::kByte)) {
+    TORCH_CHECK(!few_ || (std::is_same_v<Factor, float>), "few rows are multiplied in fp32");
+  }
 
   void Run() {
     const int64_t kv_heads = batch_ * kv_heads_;
@@ -389,8 +396,7 @@ void AccumulateFlash(const Partial& into, const at::Tensor& q, const at::Tensor&
   }
   TORCH_CHECK(!into.total.defined() || into.total.scalar_type() == at::kFloat,
               "totals are fp32 alone");
-  const bool few = q.size(1) / k.size(1) * q.size(2) <= kFewRows;
-  if (products == Products::kPairs && !few) {
+  if (products == Products::kPairs && !HasFewRows(q, k)) {
     return FlashBlock<BFloat16Bits, BFloat16Bits>(into, q, k, v, lo, hi, scale, terms).Run();
   }
   switch (type) {

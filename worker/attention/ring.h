@@ -68,11 +68,14 @@ struct RingStatistics {
 // of LibTorch's threads, is the worker's own: it runs one kernel at a time.)
 //
 // Performs every exchange of the plan even when cancelled or when a tile failed; with pass-Q,
-// others' rows that this rank was to work on are NaN then. Returns: ABORTED   cancelled; every
-// exchange was done INTERNAL  LibTorch threw; every exchange was done. (Where it had no memory to
-// receive a shard, the
-//           communicator was ended instead.)
-// otherwise the communicator's error, which ended it: buffers are no longer touched
+// others' rows that this rank was to work on are NaN then.
+//
+// ABORTED: cancelled; every exchange was done.
+//
+// INTERNAL: LibTorch threw; every exchange was done. Where it had no memory to receive a shard, the
+// communicator was ended instead.
+//
+// Otherwise the communicator's error, which ended it: buffers are no longer touched.
 absl::Status RunRing(const RankPlan& plan, const ShardFormat& format, const RankTensors& tensors,
                      const RingOptions& options, Communicator& communicator, RingProgress& progress,
                      RingStatistics& statistics);
