@@ -136,7 +136,7 @@ TEST_F(RandomRequests, AreAnsweredAsTheOracleSays) {
   }
   if (*cases < kDefaultCases || failures > 0) return;
   EXPECT_EQ(balancers.size(), 4u);
-  EXPECT_EQ(rotates.size(), 2u);
+  EXPECT_EQ(rotates.size(), 3u);
   EXPECT_EQ(workers, (std::set<int>{1, 2, 3, 4}));
 }
 

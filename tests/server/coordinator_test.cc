@@ -392,7 +392,7 @@ TEST_F(CoordinatorTest, AFullQueueIsPushback) {
   CoordinatorOptions options = Patient();
   options.max_queued_jobs = 0;
   Begin(options);
-  Join(true, 150'000);
+  Join(true, 240'000);
   ASSERT_TRUE(AwaitGroup(1));
   Coordinator::JobId first = 0, second = 0;
   ASSERT_TRUE(Submit(Header(1, 500), &first)->AwaitAdmitted());
@@ -403,7 +403,7 @@ TEST_F(CoordinatorTest, AFullQueueIsPushback) {
 
 TEST_F(CoordinatorTest, AQueuedJobGetsInWhenAnotherEnds) {
   Begin();
-  Join(true, 150'000);
+  Join(true, 240'000);
   ASSERT_TRUE(AwaitGroup(1));
   Coordinator::JobId first = 0, second = 0, third = 0;
   ASSERT_TRUE(Submit(Header(1, 500), &first)->AwaitAdmitted());

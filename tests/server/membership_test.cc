@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "proto/protocol.h"
 #include "tests/server/make_hello.h"
 
 namespace ringserve {
@@ -211,7 +212,7 @@ TEST(Membership, RefusesAnotherProtocolNamingBothVersions) {
   const absl::Status status = Refusal(hello);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("is 7"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("version 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("version ", kProtocolVersion)));
 }
 
 TEST(Membership, RefusesAWrongHelloNamingTheField) {
