@@ -3,11 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "ringserve/v1/tensor.pb.h"
 
 namespace ringserve {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // values[i] = element `first` + i of `tensor`, exactly. The elements exist; `dtype` is F32, F64,
 // BF16 or F16.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "client/ringctl/elements.h"
@@ -15,7 +14,6 @@ namespace {
 constexpr int64_t kBlockKeys = 128;
 constexpr int64_t kTileRows = 4;
 constexpr int64_t kTileColumns = 8;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 int64_t RoundUp(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "client/ringctl/elements.h"
 
 namespace ringserve {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::vector<double> PerHead(bool given, std::span<const std::byte> tensor, int64_t heads) {
   if (!given) return {};

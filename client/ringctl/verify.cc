@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <set>
 #include <thread>
@@ -14,7 +13,6 @@
 namespace ringserve {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kLeastRowsPerTask = 32;
 
 void TakeWorse(std::optional<Deviation>& worst, const Deviation& other) {
