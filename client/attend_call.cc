@@ -15,27 +15,22 @@ namespace ringserve {
 namespace {
 
 constexpr char kAttendMethod[] = "/ringserve.v1.Attention/Attend";
+constexpr char kAttendBackwardMethod[] = "/ringserve.v1.Attention/AttendBackward";
 // By then the next one may listen.
 constexpr std::chrono::milliseconds kRetryAfterShutdown{500};
 
 }  // namespace
 
-AttendCall::AttendCall(const v1::AttendHeader& header, const AttendInputs& inputs,
-                       const AttendOutputs& outputs, std::shared_ptr<Loan> loan)
-    : loan_(std::move(loan)) {
+AttendCall::AttendCall(const v1::AttendHeader& header, const CallSpans& spans, bool backward,
+                       std::shared_ptr<Loan> loan)
+    : backward_(backward),
+      loan_(std::move(loan)),
+      uploads_(spans.inputs),
+      downloads_(spans.outputs) {
   v1::AttendRequest first;
   *first.mutable_header() = header;
   outgoing_ = EncodeProto(first);
-  for (const Upload& upload :
-       {Upload{v1::TENSOR_ID_Q, inputs.q}, Upload{v1::TENSOR_ID_K, inputs.k},
-        Upload{v1::TENSOR_ID_V, inputs.v}, Upload{v1::TENSOR_ID_ALIBI_SLOPES, inputs.alibi_slopes},
-        Upload{v1::TENSOR_ID_SINK_LOGITS, inputs.sink_logits},
-        Upload{v1::TENSOR_ID_BIAS, inputs.bias}}) {
-    if (!upload.bytes.empty()) uploads_.push_back(upload);
-  }
-  downloads_.push_back({v1::TENSOR_ID_OUT, outputs.out});
-  if (!outputs.lse.empty()) downloads_.push_back({v1::TENSOR_ID_LSE, outputs.lse});
-  for (const Download& download : downloads_) {
+  for (const CallSpans::Output& download : downloads_) {
     coverage_.Expect(download.tensor, download.bytes.size());
   }
 }
@@ -44,8 +39,8 @@ void AttendCall::Start(const std::shared_ptr<grpc::Channel>& channel,
                        std::chrono::system_clock::time_point deadline) {
   context_.set_deadline(deadline);
   context_.set_wait_for_ready(false);
-  grpc::GenericStub(channel).PrepareBidiStreamingCall(&context_, kAttendMethod, grpc::StubOptions(),
-                                                      this);
+  grpc::GenericStub(channel).PrepareBidiStreamingCall(
+      &context_, backward_ ? kAttendBackwardMethod : kAttendMethod, grpc::StubOptions(), this);
   StartWrite(&outgoing_);
   StartRead(&incoming_);
   StartCall();
@@ -61,13 +56,15 @@ void AttendCall::WriteNext() {
   std::vector<DataChunk> chunks;
   uint64_t room = kChunkBytes;
   while (room > 0 && next_upload_ < uploads_.size()) {
-    Upload& upload = uploads_[next_upload_];
-    const uint64_t size = std::min<uint64_t>(room, upload.bytes.size() - upload.sent);
-    chunks.push_back(
-        loan_->Lend(upload.tensor, upload.sent, upload.bytes.data() + upload.sent, size));
-    upload.sent += size;
+    const CallSpans::Input& upload = uploads_[next_upload_];
+    const uint64_t size = std::min<uint64_t>(room, upload.bytes.size() - sent_);
+    chunks.push_back(loan_->Lend(upload.tensor, sent_, upload.bytes.data() + sent_, size));
+    sent_ += size;
     room -= size;
-    if (upload.sent == upload.bytes.size()) ++next_upload_;
+    if (sent_ == upload.bytes.size()) {
+      ++next_upload_;
+      sent_ = 0;
+    }
   }
   if (chunks.empty()) return;
   bytes_moved_ += kChunkBytes - room;
@@ -119,9 +116,9 @@ absl::Status AttendCall::ReceiveChunks(const grpc::ByteBuffer& message) {
     // Refuses unknown tensors and bytes past the end: nothing is written before it has said yes.
     const absl::Status status = coverage_.Accept(chunk.tensor, chunk.offset, chunk.size);
     if (!status.ok()) return status;
-    const auto download =
-        std::find_if(downloads_.begin(), downloads_.end(),
-                     [&](const Download& candidate) { return candidate.tensor == chunk.tensor; });
+    const auto download = std::find_if(
+        downloads_.begin(), downloads_.end(),
+        [&](const CallSpans::Output& candidate) { return candidate.tensor == chunk.tensor; });
     chunk.CopyTo(download->bytes.data() + chunk.offset);
     bytes_moved_ += chunk.size;
   }

@@ -1,5 +1,6 @@
-// One attempt of one Attend call: sends the header and the caller's spans, reads while it writes,
-// and copies every result byte once, after a bounds check. Knows nothing of retries or connections.
+// One attempt of one Attend or AttendBackward call: sends the header and the caller's spans, reads
+// while it writes, and copies every result byte once, after a bounds check. Knows nothing of
+// retries or connections.
 #pragma once
 
 #include <atomic>
@@ -7,7 +8,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include <grpcpp/channel.h>
@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/notification.h"
 #include "client/loan.h"
+#include "client/spans.h"
 #include "proto/chunk_sequence.h"
 #include "ringserve/client.h"
 
@@ -28,9 +29,9 @@ namespace ringserve {
 // after that: the spans must live until the loan is returned.
 class AttendCall : private grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  // The spans have the sizes of the header's spec; `outputs.lse` is empty where no lse is returned.
-  AttendCall(const v1::AttendHeader& header, const AttendInputs& inputs,
-             const AttendOutputs& outputs, std::shared_ptr<Loan> loan);
+  // `spans` are those of the header, see SpansOf; `backward`: of AttendBackward.
+  AttendCall(const v1::AttendHeader& header, const CallSpans& spans, bool backward,
+             std::shared_ptr<Loan> loan);
 
   void Start(const std::shared_ptr<grpc::Channel>& channel,
              std::chrono::system_clock::time_point deadline);
@@ -48,16 +49,6 @@ class AttendCall : private grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteB
   uint64_t bytes_moved() const { return bytes_moved_; }
 
  private:
-  struct Upload {
-    v1::TensorId tensor;
-    std::span<const std::byte> bytes;
-    uint64_t sent = 0;
-  };
-  struct Download {
-    v1::TensorId tensor;
-    std::span<std::byte> bytes;
-  };
-
   void OnWriteDone(bool ok) override;
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
@@ -66,6 +57,7 @@ class AttendCall : private grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteB
   absl::Status Receive(const grpc::ByteBuffer& message);
   absl::Status ReceiveChunks(const grpc::ByteBuffer& message);
 
+  const bool backward_;
   grpc::ClientContext context_;
   const std::shared_ptr<Loan> loan_;
   std::atomic<uint64_t> bytes_moved_{0};
@@ -73,12 +65,13 @@ class AttendCall : private grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteB
 
   // Write reactions.
   grpc::ByteBuffer outgoing_;
-  std::vector<Upload> uploads_;
+  const std::vector<CallSpans::Input> uploads_;
   size_t next_upload_ = 0;
+  uint64_t sent_ = 0;  // of it
 
   // Read reactions.
   grpc::ByteBuffer incoming_;
-  std::vector<Download> downloads_;
+  const std::vector<CallSpans::Output> downloads_;
   ChunkCoverage coverage_;
   std::optional<v1::Statistics> statistics_;
   absl::Status breach_;  // how the server broke the protocol

@@ -58,6 +58,10 @@ class GrpcClient : public Client {
   absl::StatusOr<AttendResult> Attend(const v1::AttendHeader& header, const AttendInputs& inputs,
                                       const AttendOutputs& outputs,
                                       const CallOptions& options) override;
+  absl::StatusOr<AttendResult> AttendBackward(const v1::AttendHeader& header,
+                                              const BackwardInputs& inputs,
+                                              const BackwardOutputs& outputs,
+                                              const CallOptions& options) override;
   absl::StatusOr<v1::PlanResponse> Plan(const v1::PlanRequest& request) override;
   absl::StatusOr<v1::GetClusterResponse> GetCluster() override;
 
@@ -65,13 +69,15 @@ class GrpcClient : public Client {
   // What the attempts of one call have in common.
   struct Request {
     v1::AttendHeader header;
-    const AttendInputs& inputs;
-    const AttendOutputs& outputs;
+    const CallSpans spans;
+    const bool backward;
     const CallOptions& options;
     Clock::time_point deadline;
     bool accepted = false;  // in some attempt
   };
 
+  absl::StatusOr<AttendResult> Run(const v1::AttendHeader& header, CallSpans spans, bool backward,
+                                   const CallOptions& options);
   absl::StatusOr<v1::Statistics> RunAttempt(Request& request, int attempt);
   absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(Clock::time_point deadline, bool patient);
   template <typename Query, typename Answer>
@@ -105,9 +111,8 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
   if (!channel.ok()) return channel.status();
 
   auto loan = std::make_shared<Loan>();
-  const uint64_t total = BytesOf(request.header.spec())->inputs() + request.outputs.out.size() +
-                         request.outputs.lse.size();
-  auto call = std::make_unique<AttendCall>(request.header, request.inputs, request.outputs, loan);
+  const uint64_t total = request.spans.bytes();
+  auto call = std::make_unique<AttendCall>(request.header, request.spans, request.backward, loan);
   call->Start(*channel, std::chrono::system_clock::now() + Until(request.deadline));
   while (!call->AwaitDone(kProgressInterval)) {
     if (request.options.progress) request.options.progress(call->bytes_moved(), total);
@@ -133,15 +138,31 @@ absl::StatusOr<AttendResult> GrpcClient::Attend(const v1::AttendHeader& header,
                                                 const AttendInputs& inputs,
                                                 const AttendOutputs& outputs,
                                                 const CallOptions& options) {
-  const absl::Status spans = CheckSpans(header, inputs, outputs);
-  if (!spans.ok()) return spans;
+  absl::StatusOr<CallSpans> spans = SpansOf(header, inputs, outputs);
+  if (!spans.ok()) return spans.status();
+  return Run(header, *std::move(spans), /*backward=*/false, options);
+}
+
+absl::StatusOr<AttendResult> GrpcClient::AttendBackward(const v1::AttendHeader& header,
+                                                        const BackwardInputs& inputs,
+                                                        const BackwardOutputs& outputs,
+                                                        const CallOptions& options) {
+  absl::StatusOr<CallSpans> spans = SpansOf(header, inputs, outputs);
+  if (!spans.ok()) return spans.status();
+  v1::AttendHeader sent = header;
+  sent.set_d_lse(!inputs.d_lse.empty());
+  return Run(sent, *std::move(spans), /*backward=*/true, options);
+}
+
+absl::StatusOr<AttendResult> GrpcClient::Run(const v1::AttendHeader& header, CallSpans spans,
+                                             bool backward, const CallOptions& options) {
   if (options.max_attempts < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("max_attempts is ", options.max_attempts, ": must be at least 1"));
   }
   const absl::Status deadline = CheckWait("deadline", options.deadline);
   if (!deadline.ok()) return deadline;
-  Request request{header, inputs, outputs, options, Clock::now() + options.deadline};
+  Request request{header, std::move(spans), backward, options, Clock::now() + options.deadline};
   for (int attempt = 1;; ++attempt) {
     request.header.set_request_id(AttemptId(header.request_id(), attempt));
     absl::StatusOr<v1::Statistics> statistics = RunAttempt(request, attempt);

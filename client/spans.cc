@@ -1,7 +1,7 @@
 #include "client/spans.h"
 
 #include <cstdint>
-#include <string>
+#include <initializer_list>
 
 #include "absl/strings/str_cat.h"
 #include "proto/tensor_shape.h"
@@ -29,10 +29,19 @@ v1::AttentionSpec DimensionsOf(const v1::AttentionSpec& spec) {
   return dims;
 }
 
-absl::Status CheckSize(const char* name, uint64_t bytes, uint64_t expected) {
-  if (bytes == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " has ", bytes, " bytes: the spec says ", expected));
+template <typename Span>
+struct Expected {
+  v1::TensorId tensor;
+  Span span;
+  uint64_t bytes;
+};
+
+template <typename Span>
+absl::Status CheckSize(const char* whole, const Expected<Span>& tensor) {
+  if (tensor.span.size() == tensor.bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(whole, ".", TensorName(tensor.tensor), " has ",
+                                                 tensor.span.size(), " bytes: the spec says ",
+                                                 tensor.bytes));
 }
 
 bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
@@ -40,7 +49,40 @@ bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
          b.data() < a.data() + a.size();
 }
 
+absl::StatusOr<CallSpans> Checked(
+    std::initializer_list<Expected<std::span<const std::byte>>> inputs,
+    std::initializer_list<Expected<std::span<std::byte>>> outputs) {
+  CallSpans spans;
+  for (const auto& input : inputs) {
+    const absl::Status status = CheckSize("inputs", input);
+    if (!status.ok()) return status;
+    if (!input.span.empty()) spans.inputs.push_back({input.tensor, input.span});
+  }
+  for (const auto& output : outputs) {
+    const absl::Status status = CheckSize("outputs", output);
+    if (!status.ok()) return status;
+    for (const CallSpans::Input& input : spans.inputs) {
+      if (Overlap(output.span, input.bytes))
+        return absl::InvalidArgumentError("an output overlaps an input");
+    }
+    for (const CallSpans::Output& other : spans.outputs) {
+      if (!Overlap(output.span, other.bytes)) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          "outputs.", TensorName(other.tensor), " overlaps outputs.", TensorName(output.tensor)));
+    }
+    if (!output.span.empty()) spans.outputs.push_back({output.tensor, output.span});
+  }
+  return spans;
+}
+
 }  // namespace
+
+uint64_t CallSpans::bytes() const {
+  uint64_t total = 0;
+  for (const Input& input : inputs) total += input.bytes.size();
+  for (const Output& output : outputs) total += output.bytes.size();
+  return total;
+}
 
 absl::StatusOr<TensorBytes> BytesOf(const v1::AttentionSpec& spec) {
   const v1::AttentionSpec dims = DimensionsOf(spec);
@@ -59,8 +101,8 @@ absl::StatusOr<TensorBytes> BytesOf(const v1::AttentionSpec& spec) {
                      .sink_logits = bytes(v1::TENSOR_ID_SINK_LOGITS, dims.sink_logits())};
 }
 
-absl::Status CheckSpans(const v1::AttendHeader& header, const AttendInputs& inputs,
-                        const AttendOutputs& outputs) {
+absl::StatusOr<CallSpans> SpansOf(const v1::AttendHeader& header, const AttendInputs& inputs,
+                                  const AttendOutputs& outputs) {
   const absl::StatusOr<TensorBytes> bytes = BytesOf(header.spec());
   if (!bytes.ok()) return bytes.status();
   const bool return_lse = header.options().return_lse();
@@ -69,27 +111,34 @@ absl::Status CheckSpans(const v1::AttendHeader& header, const AttendInputs& inpu
         absl::StrCat("outputs.lse has ", outputs.lse.size(),
                      " bytes: it must be empty unless options.return_lse is set"));
   }
-  for (const absl::Status& status : {
-           CheckSize("inputs.q", inputs.q.size(), bytes->q),
-           CheckSize("inputs.k", inputs.k.size(), bytes->k),
-           CheckSize("inputs.v", inputs.v.size(), bytes->v),
-           CheckSize("inputs.bias", inputs.bias.size(), bytes->bias),
-           CheckSize("inputs.alibi_slopes", inputs.alibi_slopes.size(), bytes->alibi_slopes),
-           CheckSize("inputs.sink_logits", inputs.sink_logits.size(), bytes->sink_logits),
-           CheckSize("outputs.out", outputs.out.size(), bytes->out),
-           CheckSize("outputs.lse", outputs.lse.size(), return_lse ? bytes->lse : 0),
-       }) {
-    if (!status.ok()) return status;
-  }
-  for (const std::span<std::byte> output : {outputs.out, outputs.lse}) {
-    for (const std::span<const std::byte> input :
-         {inputs.q, inputs.k, inputs.v, inputs.bias, inputs.alibi_slopes, inputs.sink_logits}) {
-      if (Overlap(output, input)) return absl::InvalidArgumentError("an output overlaps an input");
-    }
-  }
-  if (Overlap(outputs.out, outputs.lse))
-    return absl::InvalidArgumentError("outputs.out overlaps outputs.lse");
-  return absl::OkStatus();
+  return Checked({{v1::TENSOR_ID_Q, inputs.q, bytes->q},
+                  {v1::TENSOR_ID_K, inputs.k, bytes->k},
+                  {v1::TENSOR_ID_V, inputs.v, bytes->v},
+                  {v1::TENSOR_ID_ALIBI_SLOPES, inputs.alibi_slopes, bytes->alibi_slopes},
+                  {v1::TENSOR_ID_SINK_LOGITS, inputs.sink_logits, bytes->sink_logits},
+                  {v1::TENSOR_ID_BIAS, inputs.bias, bytes->bias}},
+                 {{v1::TENSOR_ID_OUT, outputs.out, bytes->out},
+                  {v1::TENSOR_ID_LSE, outputs.lse, return_lse ? bytes->lse : 0}});
+}
+
+absl::StatusOr<CallSpans> SpansOf(const v1::AttendHeader& header, const BackwardInputs& inputs,
+                                  const BackwardOutputs& outputs) {
+  const absl::StatusOr<TensorBytes> bytes = BytesOf(header.spec());
+  if (!bytes.ok()) return bytes.status();
+  return Checked({{v1::TENSOR_ID_Q, inputs.q, bytes->q},
+                  {v1::TENSOR_ID_K, inputs.k, bytes->k},
+                  {v1::TENSOR_ID_V, inputs.v, bytes->v},
+                  {v1::TENSOR_ID_OUT, inputs.out, bytes->out},
+                  {v1::TENSOR_ID_LSE, inputs.lse, bytes->lse},
+                  {v1::TENSOR_ID_D_OUT, inputs.d_out, bytes->out},
+                  {v1::TENSOR_ID_D_LSE, inputs.d_lse, inputs.d_lse.empty() ? 0 : bytes->lse},
+                  {v1::TENSOR_ID_ALIBI_SLOPES, inputs.alibi_slopes, bytes->alibi_slopes},
+                  {v1::TENSOR_ID_SINK_LOGITS, inputs.sink_logits, bytes->sink_logits},
+                  {v1::TENSOR_ID_BIAS, inputs.bias, bytes->bias}},
+                 {{v1::TENSOR_ID_D_Q, outputs.d_q, bytes->q},
+                  {v1::TENSOR_ID_D_K, outputs.d_k, bytes->k},
+                  {v1::TENSOR_ID_D_V, outputs.d_v, bytes->v},
+                  {v1::TENSOR_ID_D_SINK_LOGITS, outputs.d_sink_logits, bytes->sink_logits}});
 }
 
 }  // namespace ringserve

@@ -352,6 +352,8 @@ absl::Status ValidateHeader(const v1::AttendHeader& header) {
   if (status.ok()) status = CheckOptions(header.options());
   if (status.ok()) status = CheckTogether(header.spec(), header.options());
   if (status.ok()) status = CheckRequestId(header.request_id());
+  if (status.ok() && header.d_lse())
+    status = Wrong("d_lse", "true", "AttendBackward alone takes gradients");
   if (status.ok()) status = CheckSpecServed(header.spec());
   if (status.ok()) status = CheckOptionsServed(header.options());
   if (status.ok() && !header.session().empty()) status = Unserved("session");
@@ -364,6 +366,7 @@ absl::Status ValidatePlanRequest(const v1::PlanRequest& request) {
   if (status.ok()) status = CheckTogether(request.spec(), request.options());
   if (status.ok()) status = CheckSpecServed(request.spec());
   if (status.ok()) status = CheckOptionsServed(request.options());
+  if (status.ok() && request.backward()) status = Unserved("backward");
   return status.ok() ? Within("request", CheckNoUnknownFields(request)) : status;
 }
 

@@ -27,8 +27,8 @@ absl::Status ValidateSpec(const v1::AttentionSpec& spec);
 // attention.proto.
 absl::Status ValidateOptions(const v1::AttentionOptions& options);
 
-// Both, what they contradict each other in (INVALID_ARGUMENT: a bias with pass-Q), and request_id
-// and session.
+// The header of Attend: both, what they contradict each other in (INVALID_ARGUMENT: a bias with
+// pass-Q), request_id, session, and that there is no d_lse (INVALID_ARGUMENT).
 absl::Status ValidateHeader(const v1::AttendHeader& header);
 
 // Both, their contradictions, and that the request has no field of a number that this server does

@@ -26,6 +26,12 @@ Group GroupFor(const v1::AttentionOptions& options, const Group& joined) {
   return joined;
 }
 
+class Refusal : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  explicit Refusal(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
+
 }  // namespace
 
 AttentionService::AttentionService(Coordinator& coordinator, AttendCalls& calls)
@@ -42,6 +48,12 @@ AttentionService::~AttentionService() {
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::Attend(
     grpc::CallbackServerContext* context) {
   return calls_.Accept(context);
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::AttendBackward(
+    grpc::CallbackServerContext*) {
+  return new Refusal(
+      grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "AttendBackward is not served yet"));
 }
 
 grpc::ServerUnaryReactor* AttentionService::Plan(grpc::CallbackServerContext* context,

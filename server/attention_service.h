@@ -15,14 +15,20 @@
 namespace ringserve {
 
 class AttentionService
-    : public v1::Attention::WithRawCallbackMethod_Attend<v1::Attention::WithCallbackMethod_Plan<
-          v1::Attention::WithCallbackMethod_GetCluster<v1::Attention::Service>>> {
+    : public v1::Attention::WithRawCallbackMethod_Attend<
+          v1::Attention::WithRawCallbackMethod_AttendBackward<
+              v1::Attention::WithCallbackMethod_Plan<
+                  v1::Attention::WithCallbackMethod_GetCluster<v1::Attention::Service>>>> {
  public:
   // Both outlive this.
   AttentionService(Coordinator& coordinator, AttendCalls& calls);
   ~AttentionService() override;  // after the server's end
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Attend(
+      grpc::CallbackServerContext* context) override;
+
+  // UNIMPLEMENTED.
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendBackward(
       grpc::CallbackServerContext* context) override;
 
   // RESOURCE_EXHAUSTED: too many wait already; says when to retry.

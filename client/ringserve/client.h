@@ -39,6 +39,19 @@ struct AttendOutputs {
   std::span<std::byte> out, lse;
 };
 
+// As AttendInputs. `out` and `lse` are those of the forward call, with options.lse_without_sinks
+// the lse without them; `d_out` as out. `d_lse` is empty, which is 0, or as lse.
+struct BackwardInputs {
+  std::span<const std::byte> q, k, v, out, lse, d_out, d_lse = {};
+  std::span<const std::byte> bias = {}, alibi_slopes = {}, sink_logits = {};
+};
+
+// Gradients, as their tensors; `d_sink_logits` is empty unless the spec has sink logits. Undefined
+// until the call returned OK.
+struct BackwardOutputs {
+  std::span<std::byte> d_q, d_k, d_v, d_sink_logits = {};
+};
+
 struct CallOptions {
   std::chrono::milliseconds deadline{600'000};  // for all attempts together; at most a year
   int max_attempts = 5;  // re-sends after a lost worker or a pushback; 1: no retry
@@ -69,11 +82,19 @@ class Client {
                                               const AttendOutputs& outputs,
                                               const CallOptions& options = {}) = 0;
 
+  // The gradients of such a call, as Attention.AttendBackward (attention.proto). Sets header.d_lse
+  // by whether inputs.d_lse is empty. Else as Attend.
+  virtual absl::StatusOr<AttendResult> AttendBackward(const v1::AttendHeader& header,
+                                                      const BackwardInputs& inputs,
+                                                      const BackwardOutputs& outputs,
+                                                      const CallOptions& options = {}) = 0;
+
   virtual absl::StatusOr<v1::PlanResponse> Plan(const v1::PlanRequest& request) = 0;
   virtual absl::StatusOr<v1::GetClusterResponse> GetCluster() = 0;
 };
 
-// Bytes that each tensor of `spec` must have. INVALID_ARGUMENT as the server would say.
+// Bytes that each tensor of `spec` must have, and its gradient. INVALID_ARGUMENT as the server
+// would say.
 struct TensorBytes {
   uint64_t q = 0, k = 0, v = 0, out = 0, lse = 0;
   uint64_t bias = 0, alibi_slopes = 0, sink_logits = 0;  // 0: the spec has none

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -41,10 +42,15 @@ class FakeAttention : private v1::Attention::Service {
   void Stop() { server_->Shutdown(std::chrono::system_clock::now()); }
 
   const std::string& address() const { return address_; }
-  int calls() const { return calls_; }
+  int calls() const { return calls_; }  // of either method
+  int backward_calls() const { return backward_calls_; }
 
  private:
   grpc::Status Attend(grpc::ServerContext* context, Stream* stream) override {
+    return script_(*stream, *context, ++calls_);
+  }
+  grpc::Status AttendBackward(grpc::ServerContext* context, Stream* stream) override {
+    ++backward_calls_;
     return script_(*stream, *context, ++calls_);
   }
   grpc::Status Plan(grpc::ServerContext*, const v1::PlanRequest* request,
@@ -59,7 +65,7 @@ class FakeAttention : private v1::Attention::Service {
   }
 
   const Script script_;
-  std::atomic<int> calls_{0};
+  std::atomic<int> calls_{0}, backward_calls_{0};
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -69,6 +75,7 @@ class FakeAttention : private v1::Attention::Service {
 struct Upload {
   v1::AttendHeader header;
   std::string q, k, v;
+  std::map<v1::TensorId, std::string> others;
 };
 
 // Reads everything until the client half-closes or goes away.
@@ -80,7 +87,8 @@ inline Upload ReadUpload(FakeAttention::Stream& stream) {
     for (const v1::Chunk& chunk : request.chunks()) {
       std::string& tensor = chunk.tensor() == v1::TENSOR_ID_Q   ? upload.q
                             : chunk.tensor() == v1::TENSOR_ID_K ? upload.k
-                                                                : upload.v;
+                            : chunk.tensor() == v1::TENSOR_ID_V ? upload.v
+                                                                : upload.others[chunk.tensor()];
       if (tensor.size() == chunk.offset()) tensor += chunk.data();
     }
   }

@@ -396,6 +396,13 @@ TEST(Validate, NamesWhatIsWrongBeforeWhatIsNotServed) {
   EXPECT_THAT(ValidateHeader(header).ToString(), HasSubstr("options.workers is -1"));
 }
 
+TEST(Validate, TakesNoGradientInAForwardCall) {
+  v1::AttendHeader header = ValidHeader();
+  header.set_d_lse(true);
+  EXPECT_EQ(ValidateHeader(header).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(ValidateHeader(header).ToString(), HasSubstr("d_lse is true"));
+}
+
 TEST(Validate, RefusesAHeaderWithoutASpec) {
   EXPECT_EQ(ValidateHeader(v1::AttendHeader()).code(), absl::StatusCode::kInvalidArgument);
 }

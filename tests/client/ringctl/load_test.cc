@@ -62,6 +62,10 @@ class FakeClient : public Client {
     ++calls;
     return answering_(header, inputs, outputs, options);
   }
+  absl::StatusOr<AttendResult> AttendBackward(const v1::AttendHeader&, const BackwardInputs&,
+                                              const BackwardOutputs&, const CallOptions&) override {
+    return absl::UnimplementedError("");
+  }
   absl::StatusOr<v1::PlanResponse> Plan(const v1::PlanRequest&) override {
     return absl::UnimplementedError("");
   }
