@@ -15,7 +15,7 @@ GRPC = ("grpcpp/", "grpc/", "ringserve/v1/*.grpc.pb.h")
 THREADS = ("thread", "mutex", "condition_variable", "future", "semaphore", "absl/synchronization/", "absl/time/clock.h")
 LOGS = ("spdlog/", "absl/log/")
 PURE = GRPC + THREADS + LOGS
-CLIENT = ("client/", "ringserve/client.h", "ringserve/merge.h")
+CLIENT = ("client/", "ringserve/client.h", "ringserve/merge.h", "ringserve/torch.h")
 
 # (sources it holds for, what they must not include, not even through another header, why)
 RULES = [
@@ -23,8 +23,8 @@ RULES = [
     (r"server/", ("worker/",) + CLIENT, "the server sees proto/ alone"),
     (r"client/", ("server/", "worker/"), "the client sees proto/ alone"),
     (r"worker/", ("server/",) + CLIENT, "the worker sees proto/ alone"),
-    (r"(proto|server|client(?!/torch/)|tests/(?!worker/|bench/|support/|integration/))/?", TORCH,
-     "LibTorch stays in worker/ and in what tests it"),
+    (r"(proto|server|client(?!/torch/)|tests/(?!worker/|bench/|support/|integration/|client/torch/))/?", TORCH,
+     "LibTorch stays in worker/, client/torch/ and in what tests them"),
     (r"worker/comm/(?!nccl_)", TORCH, "a communicator moves bytes, not tensors"),
     (r"worker/attention/", GRPC + LOGS + ("proto/", "ringserve/v1/", "worker/comm/grpc", "worker/comm/nccl"),
      "attention is arithmetic"),
