@@ -517,6 +517,7 @@ TEST_F(AttendTest, WhatGoesToEveryRankIsHeldBackByTheSlowestWithinTheBounds) {
   Request request = MakeRequest(4, 4, 1);
   v1::AttentionSpec& spec = *request.header.mutable_spec();
   spec.set_q_heads(1'000'000);
+  spec.set_q_len(1);  // one rank's: the rows of every head are one run
   spec.set_alibi_slopes(true);
   request.q.assign(ShapeOf(v1::TENSOR_ID_Q, spec).bytes(), 'q');
   const auto call = Open();
