@@ -6,7 +6,7 @@
 namespace ringserve {
 
 // Version of the internal services. A worker with another version is refused at Join.
-inline constexpr int kProtocolVersion = 3;
+inline constexpr int kProtocolVersion = 4;
 
 // The most ranks that one job may have.
 inline constexpr int kMaxRanks = 1024;

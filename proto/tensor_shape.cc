@@ -40,18 +40,23 @@ TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec) {
   int64_t heads = 0, rows = 0, dim = 0;
   switch (tensor) {
     case v1::TENSOR_ID_Q:
+    case v1::TENSOR_ID_D_Q:
       heads = spec.q_heads(), rows = spec.q_len(), dim = spec.head_dim();
       break;
     case v1::TENSOR_ID_K:
+    case v1::TENSOR_ID_D_K:
       heads = spec.kv_heads(), rows = spec.kv_len(), dim = spec.head_dim();
       break;
     case v1::TENSOR_ID_V:
+    case v1::TENSOR_ID_D_V:
       heads = spec.kv_heads(), rows = spec.kv_len(), dim = ValueDim(spec);
       break;
     case v1::TENSOR_ID_OUT:
+    case v1::TENSOR_ID_D_OUT:
       heads = spec.q_heads(), rows = spec.q_len(), dim = ValueDim(spec);
       break;
     case v1::TENSOR_ID_LSE:
+    case v1::TENSOR_ID_D_LSE:
       return {spec.batch(), spec.q_heads(), spec.q_len(), LseElementBytes(spec.dtype())};
     case v1::TENSOR_ID_BIAS:
       return {spec.bias().per_batch() ? spec.batch() : 1,
@@ -59,6 +64,7 @@ TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec) {
               spec.kv_len() * (spec.bias().boolean() ? 1 : ElementBytes(spec.dtype()))};
     case v1::TENSOR_ID_ALIBI_SLOPES:
     case v1::TENSOR_ID_SINK_LOGITS:
+    case v1::TENSOR_ID_D_SINK_LOGITS:
       return {1, 1, spec.q_heads(), sizeof(float)};
     default:
       assert(false && "no tensor of a request");
@@ -69,12 +75,37 @@ TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec) {
   return {spec.batch(), 1, rows, heads * dim * element};
 }
 
-std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec) {
+std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec, Pass pass) {
   std::vector<v1::TensorId> tensors = {v1::TENSOR_ID_Q, v1::TENSOR_ID_K, v1::TENSOR_ID_V};
+  if (pass.backward) {
+    for (const v1::TensorId tensor : {v1::TENSOR_ID_OUT, v1::TENSOR_ID_LSE, v1::TENSOR_ID_D_OUT})
+      tensors.push_back(tensor);
+    if (pass.d_lse) tensors.push_back(v1::TENSOR_ID_D_LSE);
+  }
   if (spec.has_bias()) tensors.push_back(v1::TENSOR_ID_BIAS);
   if (spec.alibi_slopes()) tensors.push_back(v1::TENSOR_ID_ALIBI_SLOPES);
   if (spec.sink_logits()) tensors.push_back(v1::TENSOR_ID_SINK_LOGITS);
   return tensors;
+}
+
+std::vector<v1::TensorId> ResultsOf(const v1::AttentionSpec& spec, Pass pass, bool return_lse) {
+  if (!pass.backward) {
+    if (!return_lse) return {v1::TENSOR_ID_OUT};
+    return {v1::TENSOR_ID_OUT, v1::TENSOR_ID_LSE};
+  }
+  std::vector<v1::TensorId> tensors = {v1::TENSOR_ID_D_Q, v1::TENSOR_ID_D_K, v1::TENSOR_ID_D_V};
+  if (spec.sink_logits()) tensors.push_back(v1::TENSOR_ID_D_SINK_LOGITS);
+  return tensors;
+}
+
+bool IsOfKeys(v1::TensorId tensor) {
+  return tensor == v1::TENSOR_ID_K || tensor == v1::TENSOR_ID_V || tensor == v1::TENSOR_ID_D_K ||
+         tensor == v1::TENSOR_ID_D_V;
+}
+
+bool IsPerHead(v1::TensorId tensor) {
+  return tensor == v1::TENSOR_ID_ALIBI_SLOPES || tensor == v1::TENSOR_ID_SINK_LOGITS ||
+         tensor == v1::TENSOR_ID_D_SINK_LOGITS;
 }
 
 bool ScoresByPosition(const v1::AttentionSpec& spec) {

@@ -37,13 +37,23 @@ int64_t ValueDim(const v1::AttentionSpec& spec);
 // scale, or 1 / sqrt(head_dim) where it is absent.
 double Scale(const v1::AttentionSpec& spec);
 
-// The whole tensor of a request. `spec` is valid (see ValidateHeader); `tensor` is Q, K, V, OUT,
-// LSE, BIAS, ALIBI_SLOPES or SINK_LOGITS, and one that the spec has.
+// The whole tensor of a request. `spec` is valid (see ValidateHeader); `tensor` is one that the
+// spec has, or its gradient.
 TensorShape ShapeOf(v1::TensorId tensor, const v1::AttentionSpec& spec);
 
-// What a request of `spec` uploads: Q, K, V, and those of BIAS, ALIBI_SLOPES and SINK_LOGITS that
-// it has.
-std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec);
+// What a request is of: Attend, or AttendBackward.
+struct Pass {
+  bool backward = false;
+  bool d_lse = false;  // backward: the gradient of lse is uploaded
+};
+
+// What a request of `spec` uploads, and what it is answered.
+std::vector<v1::TensorId> UploadsOf(const v1::AttentionSpec& spec, Pass pass = {});
+std::vector<v1::TensorId> ResultsOf(const v1::AttentionSpec& spec, Pass pass, bool return_lse);
+
+// Whether the rows of `tensor` are keys; whether it has one number for each head and no rows.
+bool IsOfKeys(v1::TensorId tensor);
+bool IsPerHead(v1::TensorId tensor);
 
 // Whether the scores of a pair depend on where in the request its query and key are.
 bool ScoresByPosition(const v1::AttentionSpec& spec);

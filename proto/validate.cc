@@ -85,10 +85,10 @@ absl::Status CheckNoUnknownFields(const google::protobuf::Message& message) {
 }
 
 // Every tensor, and all of them together.
-absl::Status CheckBytes(const v1::AttentionSpec& spec) {
+absl::Status CheckBytes(const v1::AttentionSpec& spec, Pass pass) {
   absl::uint128 total = 0;
-  std::vector<v1::TensorId> tensors = UploadsOf(spec);
-  for (const v1::TensorId result : {v1::TENSOR_ID_OUT, v1::TENSOR_ID_LSE})
+  std::vector<v1::TensorId> tensors = UploadsOf(spec, pass);
+  for (const v1::TensorId result : ResultsOf(spec, pass, /*return_lse=*/true))
     tensors.push_back(result);
   for (const v1::TensorId tensor : tensors) {
     const TensorShape shape = ShapeOf(tensor, spec);
@@ -235,7 +235,7 @@ absl::Status CheckMask(const v1::Mask& mask, const v1::AttentionSpec& spec) {
   return status.ok() ? CheckDisjoint(mask.slices()) : status;
 }
 
-absl::Status CheckSpec(const v1::AttentionSpec& spec) {
+absl::Status CheckSpec(const v1::AttentionSpec& spec, Pass pass) {
   absl::Status status = CheckEnum("spec.dtype", spec.dtype(), v1::DType_IsValid(spec.dtype()));
   if (status.ok() && spec.dtype() == v1::DTYPE_UNSPECIFIED) {
     status =
@@ -246,7 +246,7 @@ absl::Status CheckSpec(const v1::AttentionSpec& spec) {
                        v1::TensorLayout_IsValid(spec.tensor_layout()));
   }
   if (status.ok()) status = CheckDims(spec);
-  if (status.ok()) status = CheckBytes(spec);
+  if (status.ok()) status = CheckBytes(spec, pass);
   if (status.ok()) status = CheckNumbers(spec);
   if (status.ok() && spec.masks_size() > 1 && spec.masks_size() != spec.batch()) {
     status = Wrong("spec.masks", absl::StrCat(spec.masks_size(), " entries"),
@@ -299,8 +299,16 @@ absl::Status CheckOptions(const v1::AttentionOptions& options) {
   return status.ok() ? CheckWeights(options) : status;
 }
 
-// What neither shows alone.
-absl::Status CheckTogether(const v1::AttentionSpec& spec, const v1::AttentionOptions& options) {
+// What neither shows alone, and what a pass does not have.
+absl::Status CheckTogether(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
+                           Pass pass) {
+  if (pass.backward && options.return_lse()) {
+    return Wrong("options.return_lse", "true", "AttendBackward takes the lse, and returns none");
+  }
+  if (pass.backward && options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
+    return Wrong("options.rotate", v1::RotateMethod_Name(options.rotate()),
+                 "must be another in AttendBackward, where keys and values travel");
+  }
   if (spec.has_bias() && options.rotate() == v1::ROTATE_METHOD_PASS_Q) {
     return Wrong("options.rotate", v1::RotateMethod_Name(options.rotate()),
                  "must be another with spec.bias, whose rows stay with their queries' owner");
@@ -335,7 +343,7 @@ absl::Status CheckRequestId(const std::string& id) {
 }  // namespace
 
 absl::Status ValidateSpec(const v1::AttentionSpec& spec) {
-  absl::Status status = CheckSpec(spec);
+  absl::Status status = CheckSpec(spec, {});
   if (status.ok()) status = CheckSpecServed(spec);
   return status.ok() ? Within("spec", CheckNoUnknownFields(spec)) : status;
 }
@@ -346,13 +354,14 @@ absl::Status ValidateOptions(const v1::AttentionOptions& options) {
   return status.ok() ? Within("options", CheckNoUnknownFields(options)) : status;
 }
 
-absl::Status ValidateHeader(const v1::AttendHeader& header) {
+absl::Status ValidateHeader(const v1::AttendHeader& header, bool backward) {
+  const Pass pass = {.backward = backward, .d_lse = header.d_lse()};
   // What is wrong comes before what is not served: the caller has to mend it in any case.
-  absl::Status status = CheckSpec(header.spec());
+  absl::Status status = CheckSpec(header.spec(), pass);
   if (status.ok()) status = CheckOptions(header.options());
-  if (status.ok()) status = CheckTogether(header.spec(), header.options());
+  if (status.ok()) status = CheckTogether(header.spec(), header.options(), pass);
   if (status.ok()) status = CheckRequestId(header.request_id());
-  if (status.ok() && header.d_lse())
+  if (status.ok() && header.d_lse() && !backward)
     status = Wrong("d_lse", "true", "AttendBackward alone takes gradients");
   if (status.ok()) status = CheckSpecServed(header.spec());
   if (status.ok()) status = CheckOptionsServed(header.options());
@@ -361,12 +370,12 @@ absl::Status ValidateHeader(const v1::AttendHeader& header) {
 }
 
 absl::Status ValidatePlanRequest(const v1::PlanRequest& request) {
-  absl::Status status = CheckSpec(request.spec());
+  const Pass pass = {.backward = request.backward(), .d_lse = request.backward()};
+  absl::Status status = CheckSpec(request.spec(), pass);
   if (status.ok()) status = CheckOptions(request.options());
-  if (status.ok()) status = CheckTogether(request.spec(), request.options());
+  if (status.ok()) status = CheckTogether(request.spec(), request.options(), pass);
   if (status.ok()) status = CheckSpecServed(request.spec());
   if (status.ok()) status = CheckOptionsServed(request.options());
-  if (status.ok() && request.backward()) status = Unserved("backward");
   return status.ok() ? Within("request", CheckNoUnknownFields(request)) : status;
 }
 

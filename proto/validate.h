@@ -27,9 +27,10 @@ absl::Status ValidateSpec(const v1::AttentionSpec& spec);
 // attention.proto.
 absl::Status ValidateOptions(const v1::AttentionOptions& options);
 
-// The header of Attend: both, what they contradict each other in (INVALID_ARGUMENT: a bias with
-// pass-Q), request_id, session, and that there is no d_lse (INVALID_ARGUMENT).
-absl::Status ValidateHeader(const v1::AttendHeader& header);
+// The header of Attend, or of AttendBackward: both, what they contradict each other in
+// (INVALID_ARGUMENT: a bias with pass-Q), request_id, session, and what the call does not have
+// (INVALID_ARGUMENT: d_lse in Attend; return_lse and pass-Q in AttendBackward).
+absl::Status ValidateHeader(const v1::AttendHeader& header, bool backward = false);
 
 // Both, their contradictions, and that the request has no field of a number that this server does
 // not know.

@@ -21,7 +21,8 @@ uint64_t BytesOf(const v1::AttentionSpec& spec) {
 
 }  // namespace
 
-Admission::Decisions Admission::Submit(JobId job, Spec spec, const v1::AttentionOptions& options) {
+Admission::Decisions Admission::Submit(JobId job, Spec spec, const v1::AttentionOptions& options,
+                                       Pass pass) {
   Decisions decisions;
   const uint64_t bytes = BytesOf(*spec);
   // Without a queue, one job may still be looked at.
@@ -34,8 +35,11 @@ Admission::Decisions Admission::Submit(JobId job, Spec spec, const v1::Attention
                                      queued_bytes_, " bytes, limit ", options_.max_queued_bytes)),
                                  true});
   } else {
-    queue_.push_back(
-        {.job = job, .spec = std::move(spec), .spec_bytes = bytes, .options = options});
+    queue_.push_back({.job = job,
+                      .spec = std::move(spec),
+                      .spec_bytes = bytes,
+                      .options = options,
+                      .pass = pass});
     queued_bytes_ += bytes;
     Ask(queue_.back(), decisions);
   }
@@ -144,6 +148,7 @@ void Admission::Ask(Waiting& waiting, Decisions& decisions) {
                                .generation = generation_,
                                .spec = waiting.spec,
                                .options = waiting.options,
+                               .pass = waiting.pass,
                                .group = group_});
 }
 

@@ -44,6 +44,7 @@ class Admission {
     uint64_t generation = 0;
     Spec spec;
     v1::AttentionOptions options;
+    Pass pass;
     Group group;
   };
   struct Admitted {
@@ -64,9 +65,9 @@ class Admission {
 
   explicit Admission(AdmissionOptions options) : options_(options) {}
 
-  // A new job; `spec` and `options` are valid. It is refused with RESOURCE_EXHAUSTED (retry) where
-  // the queue is full; later with MakePlan's statuses where it has no plan.
-  Decisions Submit(JobId job, Spec spec, const v1::AttentionOptions& options);
+  // A new job; `spec` and `options` are valid for `pass`. It is refused with RESOURCE_EXHAUSTED
+  // (retry) where the queue is full; later with MakePlan's statuses where it has no plan.
+  Decisions Submit(JobId job, Spec spec, const v1::AttentionOptions& options, Pass pass = {});
 
   Decisions Planned(JobId job, uint64_t generation,
                     const absl::StatusOr<std::shared_ptr<const Plan>>& plan);
@@ -90,6 +91,7 @@ class Admission {
     Spec spec;
     uint64_t spec_bytes = 0;
     v1::AttentionOptions options;
+    Pass pass;
     uint64_t asked = 0;                // the generation it is being planned for, 0: it is not
     std::shared_ptr<const Plan> plan;  // only the first in the queue keeps it
     uint64_t planned = 0;              // its generation

@@ -1,4 +1,5 @@
-// One Attend call: what a client says and hears, from header to statistics, and the job that it is.
+// One Attend or AttendBackward call: what a client says and hears, from header to statistics, and
+// the job that it is.
 //
 //   header -> queued -> accepting -> uploading -> ready -> running -> ended
 //
@@ -43,7 +44,8 @@ class AttendCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   using Clock = std::chrono::steady_clock;
 
   // Owns itself until gRPC, the coordinator and all ranks are done with it.
-  static std::shared_ptr<AttendCall> Make(AttendCalls& calls, grpc::CallbackServerContext* context);
+  static std::shared_ptr<AttendCall> Make(AttendCalls& calls, grpc::CallbackServerContext* context,
+                                          bool backward);
   ~AttendCall() override;
 
   // Begins to read. Once.
@@ -75,7 +77,7 @@ class AttendCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
  private:
   enum class State { kHeader, kQueued, kAccepting, kUploading, kReady, kRunning, kEnded };
 
-  AttendCall(AttendCalls& calls, grpc::CallbackServerContext* context);
+  AttendCall(AttendCalls& calls, grpc::CallbackServerContext* context, bool backward);
 
   absl::Status TakeHeaderLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status TakeUploadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -104,7 +106,8 @@ class AttendCall final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   const AttendCalls::Place place_;  // first: its end says that this is gone
   AttendCalls& calls_;
   grpc::CallbackServerContext* const context_;  // until OnDone
-  std::shared_ptr<AttendCall> self_;            // until OnDone
+  const bool backward_;
+  std::shared_ptr<AttendCall> self_;  // until OnDone
 
   absl::Mutex mu_;
   State state_ ABSL_GUARDED_BY(mu_) = State::kHeader;

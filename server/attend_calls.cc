@@ -16,12 +16,13 @@ constexpr absl::Duration kTick = absl::Milliseconds(100);
 
 }  // namespace
 
-void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec,
+void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec, bool backward,
                    v1::AttentionOptions& options) {
   if (options.balancer() == v1::BALANCER_UNSPECIFIED || options.balancer() == v1::BALANCER_AUTO) {
     options.set_balancer(defaults.default_balancer);
   }
-  const bool fits = !spec.has_bias() || defaults.default_rotate != v1::ROTATE_METHOD_PASS_Q;
+  const bool fits =
+      (!spec.has_bias() && !backward) || defaults.default_rotate != v1::ROTATE_METHOD_PASS_Q;
   if (fits && (options.rotate() == v1::ROTATE_METHOD_UNSPECIFIED ||
                options.rotate() == v1::ROTATE_METHOD_AUTO)) {
     options.set_rotate(defaults.default_rotate);
@@ -53,8 +54,8 @@ AttendCalls::~AttendCalls() {
   watch_.join();
 }
 
-AttendCall* AttendCalls::Accept(grpc::CallbackServerContext* context) {
-  const std::shared_ptr<AttendCall> call = AttendCall::Make(*this, context);
+AttendCall* AttendCalls::Accept(grpc::CallbackServerContext* context, bool backward) {
+  const std::shared_ptr<AttendCall> call = AttendCall::Make(*this, context, backward);
   absl::Status refusal;
   {
     absl::MutexLock lock(&mu_);

@@ -1,5 +1,5 @@
-// The Attend calls that live, what they share, and the one thread that looks at the clock for all
-// of them; one call's course is in attend_call.h.
+// The Attend and AttendBackward calls that live, what they share, and the one thread that looks at
+// the clock for all of them; one call's course is in attend_call.h.
 #pragma once
 
 #include <chrono>
@@ -42,8 +42,8 @@ struct AttendOptions {
 // FAILED_PRECONDITION: the bias is larger than this server takes; says the limit.
 absl::Status CheckLimits(const AttendOptions& limits, const v1::AttentionSpec& spec);
 
-// Replaces AUTO and UNSPECIFIED; not by what no request with such a spec may ask for.
-void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec,
+// Replaces AUTO and UNSPECIFIED; not by what no such request may ask for.
+void ApplyDefaults(const AttendOptions& defaults, const v1::AttentionSpec& spec, bool backward,
                    v1::AttentionOptions& options);
 
 class AttendCalls {
@@ -53,8 +53,8 @@ class AttendCalls {
               AttendOptions options);
   ~AttendCalls();  // after all calls: see AbortAll
 
-  // The reactor of a new call.
-  AttendCall* Accept(grpc::CallbackServerContext* context);
+  // The reactor of a new call of Attend or AttendBackward.
+  AttendCall* Accept(grpc::CallbackServerContext* context, bool backward);
 
   // Ends calls that have no job yet with `reason`, and each that comes later.
   void Drain(const absl::Status& reason);

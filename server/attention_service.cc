@@ -26,12 +26,6 @@ Group GroupFor(const v1::AttentionOptions& options, const Group& joined) {
   return joined;
 }
 
-class Refusal : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
- public:
-  explicit Refusal(const grpc::Status& status) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
 }  // namespace
 
 AttentionService::AttentionService(Coordinator& coordinator, AttendCalls& calls)
@@ -47,13 +41,12 @@ AttentionService::~AttentionService() {
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::Attend(
     grpc::CallbackServerContext* context) {
-  return calls_.Accept(context);
+  return calls_.Accept(context, /*backward=*/false);
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttentionService::AttendBackward(
-    grpc::CallbackServerContext*) {
-  return new Refusal(
-      grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "AttendBackward is not served yet"));
+    grpc::CallbackServerContext* context) {
+  return calls_.Accept(context, /*backward=*/true);
 }
 
 grpc::ServerUnaryReactor* AttentionService::Plan(grpc::CallbackServerContext* context,
@@ -101,12 +94,12 @@ void AttentionService::RunDryRuns() {
 absl::Status AttentionService::DryRun(const v1::PlanRequest& request,
                                       v1::PlanResponse& response) const {
   v1::AttentionOptions options = request.options();
-  ApplyDefaults(calls_.options(), request.spec(), options);
+  ApplyDefaults(calls_.options(), request.spec(), request.backward(), options);
   const absl::Status limits = CheckLimits(calls_.options(), request.spec());
   if (!limits.ok()) return limits;
-  const absl::StatusOr<ringserve::Plan> plan =
-      MakePlan(request.spec(), options, GroupFor(options, coordinator_.group()),
-               coordinator_.measurements());
+  const absl::StatusOr<ringserve::Plan> plan = MakePlan(
+      request.spec(), options, GroupFor(options, coordinator_.group()), coordinator_.measurements(),
+      {.backward = request.backward(), .d_lse = request.backward()});
   if (!plan.ok()) return plan.status();
   *response.mutable_plan() = Summarize(*plan);
   response.set_description(Describe(*plan));

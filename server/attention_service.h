@@ -1,5 +1,5 @@
-// The public service. Attend's course is in attend_call.h; here are the dry run of the planner and
-// the view of the cluster.
+// The public service. The course of Attend and AttendBackward is in attend_call.h; here are the dry
+// run of the planner and the view of the cluster.
 #pragma once
 
 #include <deque>
@@ -27,7 +27,6 @@ class AttentionService
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Attend(
       grpc::CallbackServerContext* context) override;
 
-  // UNIMPLEMENTED.
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* AttendBackward(
       grpc::CallbackServerContext* context) override;
 

@@ -22,13 +22,12 @@ Coordinator::Coordinator(CoordinatorOptions options)
 Coordinator::~Coordinator() = default;
 
 Coordinator::JobId Coordinator::Submit(v1::AttendHeader header,
-                                       std::shared_ptr<JobListener> listener) {
+                                       std::shared_ptr<JobListener> listener, bool backward) {
   const JobId id = NextId();
   loop_->CountJob();
-  loop_->Post([loop = loop_.get(), id, header = std::move(header),
-               listener = std::move(listener)]() mutable {
-    loop->Submit(id, std::move(header), std::move(listener));
-  });
+  loop_->Post(
+      [loop = loop_.get(), id, header = std::move(header), listener = std::move(listener),
+       backward]() mutable { loop->Submit(id, std::move(header), std::move(listener), backward); });
   return id;
 }
 

@@ -84,8 +84,9 @@ class Coordinator {
   // --- jobs; any thread, never blocks. Functions that name a job that is over do nothing.
 
   // Queues a job; `header` is valid (proto/validate.h) and has a request id. The listener is held
-  // until End. `header.spec` and `options` are what MakePlan is given.
-  JobId Submit(v1::AttendHeader header, std::shared_ptr<JobListener> listener);
+  // until End. `header.spec` and `options`, and the pass, are what MakePlan is given.
+  JobId Submit(v1::AttendHeader header, std::shared_ptr<JobListener> listener,
+               bool backward = false);
 
   // Every rank has said `ready`. The job takes its place in the one order of all jobs.
   void InputComplete(JobId job);

@@ -197,7 +197,7 @@ void Coordinator::Loop::Stop() {
 }
 
 void Coordinator::Loop::Submit(JobId id, v1::AttendHeader header,
-                               std::shared_ptr<JobListener> listener) {
+                               std::shared_ptr<JobListener> listener, bool backward) {
   jobs_[id] = {.request_id = header.request_id(), .listener = std::move(listener)};
   if (draining_) {
     Fail(id, absl::UnavailableError("this server is draining: it takes no new requests"));
@@ -205,7 +205,8 @@ void Coordinator::Loop::Submit(JobId id, v1::AttendHeader header,
   }
   spdlog::debug("state=queued job={} request={}", id, header.request_id());
   auto spec = std::make_shared<v1::AttentionSpec>(std::move(*header.mutable_spec()));
-  Do(admission_.Submit(id, std::move(spec), header.options()));
+  Do(admission_.Submit(id, std::move(spec), header.options(),
+                       {.backward = backward, .d_lse = header.d_lse()}));
 }
 
 void Coordinator::Loop::Planned(const Admission::PlanRequest& request,

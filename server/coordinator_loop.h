@@ -29,7 +29,8 @@ class Coordinator::Loop {
   ~Loop();
 
   // What the events do; on the loop's thread.
-  void Submit(JobId id, v1::AttendHeader header, std::shared_ptr<JobListener> listener);
+  void Submit(JobId id, v1::AttendHeader header, std::shared_ptr<JobListener> listener,
+              bool backward);
   void Planned(const Admission::PlanRequest& request,
                const absl::StatusOr<std::shared_ptr<const Plan>>& plan);
   void InputComplete(JobId id);

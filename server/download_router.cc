@@ -9,14 +9,23 @@
 #include "server/shard_pieces.h"
 
 namespace ringserve {
+namespace {
+
+// Which rank sends which rows: what is per head comes from rank 0 alone.
+ShardMap MapOf(const Plan& plan, v1::TensorId tensor, const TensorShape& shape) {
+  if (!IsPerHead(tensor)) return ShardMap(shape, IsOfKeys(tensor) ? plan.kv : plan.q);
+  RowLayout whole(plan.ranks());
+  whole[0] = {{0, shape.rows}};
+  return ShardMap(shape, SequenceLayout{{whole}});
+}
+
+}  // namespace
 
 DownloadRouter::DownloadRouter(const Plan& plan) : coverage_(plan.ranks()) {
-  std::vector<v1::TensorId> tensors = {v1::TENSOR_ID_OUT};
-  if (plan.options.return_lse()) tensors.push_back(v1::TENSOR_ID_LSE);
-  for (const v1::TensorId tensor : tensors) {
+  for (const v1::TensorId tensor : ResultsOf(plan.spec, plan.pass, plan.options.return_lse())) {
     const TensorShape shape = ShapeOf(tensor, plan.spec);
     const Road& road =
-        roads_.emplace(tensor, Road{ShardMap(shape, plan.q), PieceBytes(shape)}).first->second;
+        roads_.emplace(tensor, Road{MapOf(plan, tensor, shape), PieceBytes(shape)}).first->second;
     for (int rank = 0; rank < plan.ranks(); ++rank) {
       const uint64_t bytes = road.map.ShardBytes(rank);
       if (bytes > 0) coverage_[rank].Expect(tensor, bytes);

@@ -10,7 +10,7 @@
 
 namespace ringserve {
 
-absl::StatusOr<v1::AttendHeader> ParseFirstMessage(const grpc::ByteBuffer& message) {
+absl::StatusOr<v1::AttendHeader> ParseFirstMessage(const grpc::ByteBuffer& message, bool backward) {
   if (CarriesChunks(message)) {
     return absl::InvalidArgumentError("the first message carries chunks: it must be `header`");
   }
@@ -35,7 +35,7 @@ absl::StatusOr<v1::AttendHeader> ParseFirstMessage(const grpc::ByteBuffer& messa
                                                  "server"));
   }
   v1::AttendHeader header = std::move(*request->mutable_header());
-  const absl::Status status = ValidateHeader(header);
+  const absl::Status status = ValidateHeader(header, backward);
   if (!status.ok()) return status;
   return header;
 }

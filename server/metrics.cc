@@ -34,7 +34,8 @@ prometheus::MetricFamily Family(prometheus::MetricType type, const char* name, c
 RequestMetrics::RequestMetrics()
     : requests_(prometheus::BuildCounter()
                     .Name("ringserve_requests_total")
-                    .Help("Attend calls that sent a header and are over, by the status that their "
+                    .Help("Attend and AttendBackward calls that sent a header and are over, by the "
+                          "status that their "
                           "callers were given")
                     .Register(*registry_)),
       phase_seconds_(prometheus::BuildHistogram()

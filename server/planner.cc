@@ -41,7 +41,7 @@ void Planner::Run() {
       requests_.pop_front();
     }
     absl::StatusOr<Plan> plan =
-        MakePlan(*request.spec, request.options, request.group, measurements_);
+        MakePlan(*request.spec, request.options, request.group, measurements_, request.pass);
     if (plan.ok()) {
       plan->spec.clear_masks();  // the bands say it all
       done_(request, std::make_shared<const Plan>(*std::move(plan)));

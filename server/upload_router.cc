@@ -8,16 +8,8 @@
 #include "server/shard_pieces.h"
 
 namespace ringserve {
-namespace {
-
-bool IsPerHead(v1::TensorId tensor) {
-  return tensor == v1::TENSOR_ID_ALIBI_SLOPES || tensor == v1::TENSOR_ID_SINK_LOGITS;
-}
-
-}  // namespace
-
 UploadRouter::UploadRouter(const Plan& plan) : queues_(plan.ranks()) {
-  for (const v1::TensorId tensor : UploadsOf(plan.spec)) {
+  for (const v1::TensorId tensor : UploadsOf(plan.spec, plan.pass)) {
     sequence_.Expect(tensor, ShapeOf(tensor, plan.spec).bytes());
     roads_.emplace(tensor, RoadOf(plan, tensor));
   }
@@ -27,8 +19,7 @@ UploadRouter::Road UploadRouter::RoadOf(const Plan& plan, v1::TensorId tensor) c
   const TensorShape shape = ShapeOf(tensor, plan.spec);
   const size_t ranks = queues_.size();
   if (IsPerHead(tensor)) return {{}, PieceBytes(shape), ranks};
-  const bool keys = tensor == v1::TENSOR_ID_K || tensor == v1::TENSOR_ID_V;
-  const SequenceLayout& layout = keys ? plan.kv : plan.q;
+  const SequenceLayout& layout = IsOfKeys(tensor) ? plan.kv : plan.q;
   const std::vector<uint64_t> from_the_start(ranks);
   Road road{{}, PieceBytes(shape), 1};
   if (layout.shared() || shape.batch == plan.spec.batch()) {

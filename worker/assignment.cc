@@ -1,7 +1,6 @@
 #include "worker/assignment.h"
 
 #include <algorithm>
-#include <numeric>
 #include <set>
 #include <utility>
 
@@ -253,26 +252,24 @@ absl::Status AddStep(const v1::Assignment& assignment, int index, Held& held, Ra
   return absl::OkStatus();
 }
 
+// The forward steps become those of the backward pass.
+absl::Status TakeBackward(const v1::Assignment& assignment, RankAssignment& job) {
+  if (!job.pass.backward) {
+    if (job.pass.d_lse) return Wrong("d_lse without backward");
+    if (!assignment.readers().empty()) return Wrong("readers without backward");
+    return absl::OkStatus();
+  }
+  if (job.return_lse) return Wrong("return_lse with backward");
+  absl::StatusOr<BackwardPlan> plan =
+      MakeBackwardPlan(job.plan, {assignment.readers().begin(), assignment.readers().end()});
+  if (!plan.ok()) return Wrong("readers or steps: ", plan.status().message());
+  job.plan = std::move(plan->shards);
+  job.gradients_to = std::move(plan->gradients_to);
+  job.gradients_from = std::move(plan->gradients_from);
+  return absl::OkStatus();
+}
+
 }  // namespace
-
-uint64_t RankAssignment::bias_bytes() const {
-  return std::accumulate(bias_blocks.begin(), bias_blocks.end(), uint64_t{0});
-}
-
-ChunkSequence RankAssignment::ExpectedInput() const {
-  ChunkSequence input;
-  if (q_bytes > 0) input.Expect(v1::TENSOR_ID_Q, q_bytes);
-  if (k_bytes > 0) input.Expect(v1::TENSOR_ID_K, k_bytes);
-  if (v_bytes > 0) input.Expect(v1::TENSOR_ID_V, v_bytes);
-  std::vector<uint64_t> blocks = bias_blocks;
-  // What every batch row has for itself comes in one piece.
-  if (spec.bias().per_batch()) blocks = {bias_bytes()};
-  blocks.erase(std::remove(blocks.begin(), blocks.end(), uint64_t{0}), blocks.end());
-  if (!blocks.empty()) input.ExpectBlocks(v1::TENSOR_ID_BIAS, blocks);
-  if (slope_bytes > 0) input.Expect(v1::TENSOR_ID_ALIBI_SLOPES, slope_bytes);
-  if (sink_bytes > 0) input.Expect(v1::TENSOR_ID_SINK_LOGITS, sink_bytes);
-  return input;
-}
 
 absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment) {
   if (assignment.job() == 0) return Wrong("job is 0: must name a job");
@@ -290,6 +287,7 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
   RankAssignment job;
   job.request_id = assignment.request_id();
   job.spec = assignment.spec();
+  job.pass = {.backward = assignment.backward(), .d_lse = assignment.d_lse()};
   job.return_lse = assignment.return_lse();
   job.lse_without_sinks = assignment.lse_without_sinks();
   job.q_rows.assign(assignment.q_rows().begin(), assignment.q_rows().end());
@@ -313,6 +311,9 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
                    ": and never send it a partial");
   }
 
+  status = TakeBackward(assignment, job);
+  if (!status.ok()) return status;
+
   const std::vector<int64_t>& kv_rows = job.plan.kv_rows[job.plan.rank];
   job.q_bytes = ShardBytes(v1::TENSOR_ID_Q, job.spec, job.q_rows);
   job.k_bytes = ShardBytes(v1::TENSOR_ID_K, job.spec, kv_rows);
@@ -323,8 +324,8 @@ absl::StatusOr<RankAssignment> ParseAssignment(const v1::Assignment& assignment)
   if (job.spec.alibi_slopes())
     job.slope_bytes = ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, job.spec).bytes();
   if (job.spec.sink_logits()) job.sink_bytes = ShapeOf(v1::TENSOR_ID_SINK_LOGITS, job.spec).bytes();
-  const uint64_t shards = job.q_bytes + job.k_bytes + job.v_bytes + job.bias_bytes() +
-                          job.slope_bytes + job.sink_bytes + job.out_bytes + job.lse_bytes;
+  uint64_t shards = 0;
+  for (const v1::TensorId tensor : job.Held()) shards += job.BytesOf(tensor);
   if (shards > job.peak_bytes) {
     return Wrong("peak_bytes is ", job.peak_bytes, ": the shards alone take ", shards);
   }

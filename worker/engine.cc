@@ -11,6 +11,7 @@
 #include <torch/headeronly/version.h>
 
 #include "proto/tensor_shape.h"
+#include "worker/attention/backward_ring.h"
 #include "worker/attention/ring.h"
 #include "worker/rank_tensors.h"
 
@@ -122,10 +123,16 @@ void Engine::Perform(Turn& turn) {
                                                assignment.plan.steps.size(), assignment.plan.job,
                                                assignment.request_id, assignment.plan.rank);
                                }};
+  const ShardFormat format = MakeFormat(assignment.spec);
   try {
-    const RankTensors tensors = MakeTensors(turn.job);
-    result.status = RunRing(assignment.plan, MakeFormat(assignment.spec), tensors, options,
-                            *turn.communicator, turn.progress, statistics);
+    if (assignment.pass.backward) {
+      result.status = RunRingBackward(
+          {assignment.plan, assignment.gradients_to, assignment.gradients_from}, format,
+          MakeBackwardTensors(turn.job), options, *turn.communicator, turn.progress, statistics);
+    } else {
+      result.status = RunRing(assignment.plan, format, MakeTensors(turn.job), options,
+                              *turn.communicator, turn.progress, statistics);
+    }
   } catch (const std::exception& error) {
     // The exchanges of this job may be half done: nobody can use this communicator any more.
     result.status = absl::InternalError(error.what());

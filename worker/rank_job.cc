@@ -1,46 +1,66 @@
 #include "worker/rank_job.h"
 
 #include <cassert>
+#include <utility>
+
+#include "proto/tensor_shape.h"
 
 namespace ringserve {
 
 absl::Status RankJob::Allocate() {
-  const std::pair<HostBuffer*, uint64_t> buffers[] = {
-      {&q, assignment.q_bytes},         {&kv, assignment.k_bytes + assignment.v_bytes},
-      {&bias, assignment.bias_bytes()}, {&slopes, assignment.slope_bytes},
-      {&sinks, assignment.sink_bytes},  {&out, assignment.out_bytes},
-      {&lse, assignment.lse_bytes},
-  };
-  for (const auto& [buffer, bytes] : buffers) {
+  for (const v1::TensorId tensor : assignment.Held()) {
+    uint64_t bytes = assignment.BytesOf(tensor);
+    // K's bytes, then V's.
+    if (tensor == v1::TENSOR_ID_V || tensor == v1::TENSOR_ID_D_V) continue;
+    if (IsOfKeys(tensor)) bytes += assignment.v_bytes;
     absl::StatusOr<HostBuffer> allocated = HostBuffer::Allocate(bytes);
     if (!allocated.ok()) return allocated.status();
-    *buffer = *std::move(allocated);
+    *BufferOf(tensor) = *std::move(allocated);
   }
   return absl::OkStatus();
 }
 
 std::byte* RankJob::Data(v1::TensorId tensor) const {
+  const bool values = tensor == v1::TENSOR_ID_V || tensor == v1::TENSOR_ID_D_V;
+  return BufferOf(tensor)->data() + (values ? assignment.k_bytes : 0);
+}
+
+const HostBuffer* RankJob::BufferOf(v1::TensorId tensor) const {
   switch (tensor) {
     case v1::TENSOR_ID_Q:
-      return q.data();
+      return &q;
     case v1::TENSOR_ID_K:
-      return kv.data();
     case v1::TENSOR_ID_V:
-      return kv.data() + assignment.k_bytes;
+      return &kv;
     case v1::TENSOR_ID_BIAS:
-      return bias.data();
+      return &bias;
     case v1::TENSOR_ID_ALIBI_SLOPES:
-      return slopes.data();
+      return &slopes;
     case v1::TENSOR_ID_SINK_LOGITS:
-      return sinks.data();
+      return &sinks;
     case v1::TENSOR_ID_OUT:
-      return out.data();
+      return &out;
     case v1::TENSOR_ID_LSE:
-      return lse.data();
+      return &lse;
+    case v1::TENSOR_ID_D_OUT:
+      return &d_out;
+    case v1::TENSOR_ID_D_LSE:
+      return &d_lse;
+    case v1::TENSOR_ID_D_Q:
+      return &d_q;
+    case v1::TENSOR_ID_D_K:
+    case v1::TENSOR_ID_D_V:
+      return &d_kv;
+    case v1::TENSOR_ID_D_SINK_LOGITS:
+      return &d_sinks;
     default:
       assert(false);
       return nullptr;
   }
+}
+
+HostBuffer* RankJob::BufferOf(v1::TensorId tensor) {
+  return const_cast<HostBuffer*>(std::as_const(*this).BufferOf(tensor));
 }
 
 }  // namespace ringserve

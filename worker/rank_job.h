@@ -18,7 +18,7 @@ struct RankJob {
   // RESOURCE_EXHAUSTED: the system refuses.
   absl::Status Allocate();
 
-  // Where the bytes of this rank's shard of `tensor`, an upload or OUT or LSE, begin.
+  // Where the bytes of this rank's shard of `tensor`, an upload or a result or LSE, begin.
   std::byte* Data(v1::TensorId tensor) const;
 
   RankAssignment assignment;
@@ -29,6 +29,16 @@ struct RankJob {
   HostBuffer sinks;
   HostBuffer out;
   HostBuffer lse;
+  // Backward.
+  HostBuffer d_out;
+  HostBuffer d_lse;
+  HostBuffer d_q;
+  HostBuffer d_kv;  // as kv
+  HostBuffer d_sinks;
+
+ private:
+  const HostBuffer* BufferOf(v1::TensorId tensor) const;
+  HostBuffer* BufferOf(v1::TensorId tensor);
 };
 
 }  // namespace ringserve

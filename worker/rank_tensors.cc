@@ -33,7 +33,40 @@ at::Tensor View(const std::shared_ptr<RankJob>& job, std::byte* buffer, uint64_t
       buffer + offset, sizes, strides, [job](void*) {}, at::TensorOptions().dtype(type));
 }
 
-void AddExtras(const std::shared_ptr<RankJob>& job, RankTensors& tensors) {
+// The rows of the rank's queries, by entry: Q, OUT, or LSE without its last dim.
+std::vector<at::Tensor> RowsOf(const std::shared_ptr<RankJob>& job, const HostBuffer& buffer,
+                               v1::TensorId tensor) {
+  const RankAssignment& assignment = job->assignment;
+  const v1::AttentionSpec& spec = assignment.spec;
+  const bool lse = tensor == v1::TENSOR_ID_LSE;
+  const at::ScalarType number = ToScalarType(spec.dtype());
+  const at::ScalarType type = !lse ? number : number == at::kDouble ? at::kDouble : at::kFloat;
+  const int64_t batch = assignment.q_rows.size() == 1 ? spec.batch() : 1;
+  const int64_t heads = spec.q_heads();
+  const int64_t dim = lse ? 1 : tensor == v1::TENSOR_ID_Q ? spec.head_dim() : ValueDim(spec);
+  std::vector<at::Tensor> entries;
+  uint64_t begin = 0;
+  for (const int64_t rows : assignment.q_rows) {
+    const at::Tensor view =
+        View(job, buffer.data(), begin, lse || IsHeadMajor(spec), {batch, heads, rows, dim}, type);
+    entries.push_back(lse ? view.squeeze(-1) : view);
+    begin += batch * heads * rows * dim * c10::elementSize(type);
+  }
+  return entries;
+}
+
+at::Tensor BytesOf(const std::shared_ptr<RankJob>& job, const HostBuffer& buffer) {
+  const int64_t size = static_cast<int64_t>(buffer.size());
+  return View(job, buffer.data(), 0, true, {1, 1, 1, size}, at::kByte).view({size});
+}
+
+at::Tensor PerHead(const std::shared_ptr<RankJob>& job, const HostBuffer& buffer) {
+  const int64_t heads = job->assignment.spec.q_heads();
+  return View(job, buffer.data(), 0, true, {1, 1, 1, heads}, at::kFloat).view({heads});
+}
+
+void AddExtras(const std::shared_ptr<RankJob>& job, std::vector<at::Tensor>& bias,
+               at::Tensor& alibi_slopes, at::Tensor& sink_logits) {
   const RankAssignment& assignment = job->assignment;
   const v1::AttentionSpec& spec = assignment.spec;
   if (spec.has_bias()) {
@@ -42,51 +75,41 @@ void AddExtras(const std::shared_ptr<RankJob>& job, RankTensors& tensors) {
     const int64_t batch = assignment.q_rows.size() == 1 ? shape.batch : 1;
     uint64_t begin = 0;
     for (size_t i = 0; i < assignment.q_rows.size(); ++i) {
-      tensors.bias.push_back(
-          View(job, job->bias.data(), begin, true,
-               {batch, shape.planes_per_batch, assignment.q_rows[i], spec.kv_len()}, type));
+      bias.push_back(View(job, job->bias.data(), begin, true,
+                          {batch, shape.planes_per_batch, assignment.q_rows[i], spec.kv_len()},
+                          type));
       begin += assignment.bias_blocks[i];
     }
   }
-  const auto per_head = [&](const HostBuffer& buffer) {
-    return View(job, buffer.data(), 0, true, {1, 1, 1, spec.q_heads()}, at::kFloat)
-        .view({spec.q_heads()});
-  };
-  if (spec.alibi_slopes()) tensors.alibi_slopes = per_head(job->slopes);
-  if (spec.sink_logits()) tensors.sink_logits = per_head(job->sinks);
+  if (spec.alibi_slopes()) alibi_slopes = PerHead(job, job->slopes);
+  if (spec.sink_logits()) sink_logits = PerHead(job, job->sinks);
 }
 
 }  // namespace
 
 RankTensors MakeTensors(const std::shared_ptr<RankJob>& job) {
-  const RankAssignment& assignment = job->assignment;
-  const v1::AttentionSpec& spec = assignment.spec;
-  const at::ScalarType type = ToScalarType(spec.dtype());
-  const at::ScalarType lse_type = type == at::kDouble ? at::kDouble : at::kFloat;
-  const bool head_major = IsHeadMajor(spec);
-  const int64_t batch = assignment.q_rows.size() == 1 ? spec.batch() : 1;
-  const int64_t heads = spec.q_heads(), dim = spec.head_dim(), value_dim = ValueDim(spec);
-
   RankTensors tensors;
-  uint64_t row = 0;  // rows of all batch rows so far
-  for (const int64_t rows : assignment.q_rows) {
-    const uint64_t begin = row * heads;
-    tensors.q.push_back(View(job, job->q.data(), begin * dim * ElementBytes(spec.dtype()),
-                             head_major, {batch, heads, rows, dim}, type));
-    tensors.out.push_back(View(job, job->out.data(), begin * value_dim * ElementBytes(spec.dtype()),
-                               head_major, {batch, heads, rows, value_dim}, type));
-    tensors.lse.push_back(View(job, job->lse.data(), begin * LseElementBytes(spec.dtype()), true,
-                               {batch, heads, rows, 1}, lse_type)
-                              .squeeze(-1));
-    row += batch * rows;
-  }
-  AddExtras(job, tensors);
-  const auto bytes = [&](const HostBuffer& buffer) {
-    const int64_t size = static_cast<int64_t>(buffer.size());
-    return View(job, buffer.data(), 0, true, {1, 1, 1, size}, at::kByte).view({size});
-  };
-  tensors.q_bytes = bytes(job->q);
-  tensors.kv = bytes(job->kv);
+  tensors.q = RowsOf(job, job->q, v1::TENSOR_ID_Q);
+  tensors.out = RowsOf(job, job->out, v1::TENSOR_ID_OUT);
+  tensors.lse = RowsOf(job, job->lse, v1::TENSOR_ID_LSE);
+  AddExtras(job, tensors.bias, tensors.alibi_slopes, tensors.sink_logits);
+  tensors.q_bytes = BytesOf(job, job->q);
+  tensors.kv = BytesOf(job, job->kv);
+  return tensors;
+}
+
+BackwardTensors MakeBackwardTensors(const std::shared_ptr<RankJob>& job) {
+  BackwardTensors tensors;
+  tensors.q = RowsOf(job, job->q, v1::TENSOR_ID_Q);
+  tensors.kv = BytesOf(job, job->kv);
+  tensors.out = RowsOf(job, job->out, v1::TENSOR_ID_OUT);
+  tensors.lse = RowsOf(job, job->lse, v1::TENSOR_ID_LSE);
+  tensors.d_out = RowsOf(job, job->d_out, v1::TENSOR_ID_OUT);
+  if (job->assignment.pass.d_lse) tensors.d_lse = RowsOf(job, job->d_lse, v1::TENSOR_ID_LSE);
+  AddExtras(job, tensors.bias, tensors.alibi_slopes, tensors.sink_logits);
+  tensors.d_q = RowsOf(job, job->d_q, v1::TENSOR_ID_Q);
+  tensors.d_kv = BytesOf(job, job->d_kv);
+  if (job->d_sinks.size() > 0) tensors.d_sink_logits = PerHead(job, job->d_sinks);
   return tensors;
 }
 

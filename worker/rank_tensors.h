@@ -1,8 +1,9 @@
-// A rank's bytes as the ring loop's tensors.
+// A rank's bytes as the tensors of the ring loops.
 #pragma once
 
 #include <memory>
 
+#include "worker/attention/backward_ring.h"
 #include "worker/attention/ring.h"
 #include "worker/rank_job.h"
 
@@ -11,6 +12,7 @@ namespace ringserve {
 // Views of the job's memory, which is allocated; each keeps the job alive. Throws what LibTorch
 // throws.
 RankTensors MakeTensors(const std::shared_ptr<RankJob>& job);
+BackwardTensors MakeBackwardTensors(const std::shared_ptr<RankJob>& job);
 
 ShardFormat MakeFormat(const v1::AttentionSpec& spec);
 

@@ -145,6 +145,7 @@ absl::Status ShardCall::TakeAssignmentLocked(const v1::ShardRequest& request) {
   absl::StatusOr<RankAssignment> assignment = ParseAssignment(request.assignment());
   if (!assignment.ok()) return assignment.status();
   input_ = assignment->ExpectedInput();
+  results_ = assignment->Results();
   job_ = std::make_shared<RankJob>(*std::move(assignment));
   EnterLocked(State::kReserving);
   return absl::OkStatus();
@@ -276,20 +277,20 @@ void ShardCall::WriteLocked() {
 
 bool ShardCall::NextChunkLocked() {
   const RankAssignment& assignment = job_->assignment;
-  uint64_t bytes = assignment.out_bytes;
-  if (out_tensor_ == v1::TENSOR_ID_OUT && out_offset_ == bytes) {
-    out_tensor_ = v1::TENSOR_ID_LSE;
-    out_offset_ = 0;
+  while (next_result_ < results_.size() &&
+         next_offset_ == assignment.BytesOf(results_[next_result_])) {
+    ++next_result_;
+    next_offset_ = 0;
   }
-  if (out_tensor_ == v1::TENSOR_ID_LSE) bytes = assignment.return_lse ? assignment.lse_bytes : 0;
-  if (out_offset_ == bytes) return false;
-  const uint64_t size = std::min(bytes - out_offset_, kChunkBytes);
+  if (next_result_ == results_.size()) return false;
+  const v1::TensorId tensor = results_[next_result_];
+  const uint64_t size = std::min(assignment.BytesOf(tensor) - next_offset_, kChunkBytes);
   const DataChunk chunk = BorrowedChunk(
-      out_tensor_, out_offset_, job_->Data(out_tensor_) + out_offset_, size,
+      tensor, next_offset_, job_->Data(tensor) + next_offset_, size,
       [](void* owner) { delete static_cast<std::shared_ptr<RankJob>*>(owner); },
       new std::shared_ptr<RankJob>(job_));
   outgoing_ = EncodeChunks({&chunk, 1});
-  out_offset_ += size;
+  next_offset_ += size;
   return true;
 }
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
@@ -91,8 +92,9 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   grpc::ByteBuffer outgoing_ ABSL_GUARDED_BY(mu_);  // gRPC's while `writing_`
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool ready_due_ ABSL_GUARDED_BY(mu_) = false;
-  v1::TensorId out_tensor_ ABSL_GUARDED_BY(mu_) = v1::TENSOR_ID_OUT;  // of the next chunk
-  uint64_t out_offset_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<v1::TensorId> results_ ABSL_GUARDED_BY(mu_);
+  size_t next_result_ ABSL_GUARDED_BY(mu_) = 0;  // where the next chunk begins
+  uint64_t next_offset_ ABSL_GUARDED_BY(mu_) = 0;
   v1::RankStatistics statistics_ ABSL_GUARDED_BY(mu_);
   absl::Status outcome_ ABSL_GUARDED_BY(mu_);  // in kEnded, sent when the last write is over
 };

@@ -72,6 +72,31 @@ std::vector<uint64_t> PassQTransfers(const Workload& workload, const ParcelBytes
   return largest;
 }
 
+// By step: the most bytes of gradients that a rank sends in it.
+std::vector<uint64_t> GradientTransfers(const Workload& workload,
+                                        const std::vector<uint64_t>& gradients) {
+  std::vector<uint64_t> largest(workload.ranks + 1);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      if (owner == rank || !workload.Needs(rank, owner)) continue;
+      uint64_t& in_step = largest[workload.StepOf(rank, owner) + 1];
+      in_step = std::max(in_step, gradients[owner]);
+    }
+  }
+  return largest;
+}
+
+void AddGradientBytes(const Workload& workload, const ParcelBytes& bytes,
+                      std::vector<uint64_t>& sent) {
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    for (int owner = 0; owner < workload.ranks; ++owner) {
+      if (owner == rank || !workload.Needs(rank, owner)) continue;
+      sent[rank] = SaturatingAdd(sent[rank], bytes.gradients[owner]);
+    }
+    if (rank != 0) sent[rank] = SaturatingAdd(sent[rank], bytes.sink_gradients);
+  }
+}
+
 // `transfers` by step: at least as many as there are steps to compute in.
 double LockstepSeconds(const Workload& workload, const ComputeSeconds& compute,
                        const std::vector<uint64_t>& transfers, const Speed& speed) {
@@ -87,9 +112,9 @@ double LockstepSeconds(const Workload& workload, const ComputeSeconds& compute,
   return std::min(overlapped, compute.lockstep_total + exchanges);
 }
 
-double GatherSeconds(const Workload& workload, const ComputeSeconds& compute,
-                     const std::vector<uint64_t>& kv_bytes, const Speed& speed,
-                     std::vector<uint64_t>& sent) {
+// Of the rank that receives most. Adds to what the owners have `sent`.
+double GatherSeconds(const Workload& workload, const std::vector<uint64_t>& kv_bytes,
+                     const Speed& speed, std::vector<uint64_t>& sent) {
   double longest = 0;
   for (int rank = 0; rank < workload.ranks; ++rank) {
     double exchange = 0;
@@ -100,7 +125,7 @@ double GatherSeconds(const Workload& workload, const ComputeSeconds& compute,
     }
     longest = std::max(longest, exchange > 0 ? exchange + speed.latency_seconds : 0);
   }
-  return longest + compute.busiest;
+  return longest;
 }
 
 }  // namespace
@@ -116,11 +141,12 @@ v1::Measurements DefaultMeasurements() {
   return measurements;
 }
 
-Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spec) {
+Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spec, Pass pass) {
   const v1::Measurements defaults = DefaultMeasurements();
   const double pairs_per_second =
       RateOr(measurements.pairs_per_second(), defaults.pairs_per_second());
-  const double units_per_pair = spec.q_heads() * (spec.head_dim() + ValueDim(spec)) / 256.0;
+  const double d = spec.head_dim(), dv = ValueDim(spec);
+  const double units_per_pair = spec.q_heads() * (pass.backward ? 3 * d + 2 * dv : d + dv) / 256.0;
   return {
       .seconds_per_pair = units_per_pair / pairs_per_second,
       .seconds_per_byte =
@@ -153,16 +179,27 @@ Cost Estimate(const Workload& workload, const ComputeSeconds& compute, const Par
               v1::RotateMethod rotate, const Speed& speed) {
   Cost cost;
   cost.tiles = compute.tiles;
-  const bool lockstep = rotate != v1::ROTATE_METHOD_ALL_GATHER;
+  const bool backward = !bytes.gradients.empty();
+  const bool gather = rotate == v1::ROTATE_METHOD_ALL_GATHER;
+  const bool lockstep = !gather || backward;
   if (rotate == v1::ROTATE_METHOD_PASS_Q) {
     cost.bytes_sent = PassQBytes(workload, bytes);
     cost.seconds = LockstepSeconds(workload, compute, PassQTransfers(workload, bytes), speed);
-  } else if (lockstep) {
-    cost.bytes_sent = RingBytes(workload, bytes.kv);
-    cost.seconds = LockstepSeconds(workload, compute, RingTransfers(workload, bytes.kv), speed);
   } else {
-    cost.bytes_sent.resize(workload.ranks);
-    cost.seconds = GatherSeconds(workload, compute, bytes.kv, speed, cost.bytes_sent);
+    std::vector<uint64_t> transfers(workload.ranks);
+    if (backward) transfers = GradientTransfers(workload, bytes.gradients);
+    if (gather) {
+      cost.bytes_sent.resize(workload.ranks);
+      cost.seconds = GatherSeconds(workload, bytes.kv, speed, cost.bytes_sent);
+    } else {
+      cost.bytes_sent = RingBytes(workload, bytes.kv);
+      const std::vector<uint64_t> shards = RingTransfers(workload, bytes.kv);
+      for (size_t step = 0; step < shards.size(); ++step)
+        transfers[step] = SaturatingAdd(transfers[step], shards[step]);
+    }
+    cost.seconds +=
+        lockstep ? LockstepSeconds(workload, compute, transfers, speed) : compute.busiest;
+    if (backward) AddGradientBytes(workload, bytes, cost.bytes_sent);
   }
   const double overhead = (workload.ranks - 1) * speed.rank_overhead_seconds;
   cost.seconds += overhead;

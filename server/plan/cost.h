@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "proto/tensor_shape.h"
 #include "ringserve/v1/attention.pb.h"
 #include "server/plan/workload.h"
 
@@ -18,8 +19,9 @@ struct Speed {
 };
 
 // Rates that are not positive numbers are taken from DefaultMeasurements(), delays that are not
-// count as 0.
-Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spec);
+// count as 0. A pair of the backward pass takes five products where one of the forward pass takes
+// two.
+Speed SpeedOf(const v1::Measurements& measurements, const v1::AttentionSpec& spec, Pass pass = {});
 
 // A kernel call and its views.
 inline constexpr double kSecondsPerTile = 4e-6;
@@ -51,19 +53,24 @@ struct Cost {
 };
 
 // Bytes by rank, of those that `rotate` moves: see KvShardBytes, QShardBytes and PartialBytes.
+// Backward: GradientBytes, and what every rank but 0 sends to that; else there are none.
 struct ParcelBytes {
   std::vector<uint64_t> kv, q, partial;
+  std::vector<uint64_t> gradients = {};
+  uint64_t sink_gradients = 0;
 };
 
 //   all-to-all  seconds = sum over steps of max(busiest rank's compute, largest transfer)
 //   all-gather  seconds = largest sum of received bytes + largest sum of compute
 //   pass-Q      as all-to-all, of what a rank sends in a step: a shard of Q, and the partial of the
 //               step before. Nothing hides the last partials, which come in a step of their own
+//   backward    as all-to-all: gradients go in the step after their tiles. Where K and V are
+//               gathered, this comes before it: the largest sum of received bytes
 // all + overhead per rank beyond the first. What merging partials takes is not counted. `workload`
 // is MakePassQWorkload's for pass-Q, else MakeWorkload's, and `compute` belongs to it; all-gather
-// takes that of all-to-all. imbalance, of pairs times pace: all-to-all and pass-Q, sum over steps
-// of max work / sum over steps of mean work; all-gather, max / mean of totals (imbalance_total). 1
-// where nothing is visible.
+// takes that of all-to-all. imbalance, of pairs times pace: all-to-all, pass-Q and backward, sum
+// over steps of max work / sum over steps of mean work; all-gather, max / mean of totals
+// (imbalance_total). 1 where nothing is visible.
 Cost Estimate(const Workload& workload, const ComputeSeconds& compute, const ParcelBytes& bytes,
               v1::RotateMethod rotate, const Speed& speed);
 

@@ -103,10 +103,10 @@ std::string Extras(const v1::AttentionSpec& spec) {
 
 std::string Headline(const Plan& plan) {
   const v1::AttentionSpec& spec = plan.spec;
-  std::string text =
-      absl::StrCat("attention   ", DescribeMasks(spec), "; batch ", spec.batch(), ", queries ",
-                   spec.q_len(), " x ", spec.q_heads(), " heads, keys ", spec.kv_len(), " x ",
-                   spec.kv_heads(), " heads, head dim ", spec.head_dim());
+  std::string text = absl::StrCat(
+      "attention   ", plan.pass.backward ? "gradients of " : "", DescribeMasks(spec), "; batch ",
+      spec.batch(), ", queries ", spec.q_len(), " x ", spec.q_heads(), " heads, keys ",
+      spec.kv_len(), " x ", spec.kv_heads(), " heads, head dim ", spec.head_dim());
   if (spec.value_dim() != spec.head_dim()) absl::StrAppend(&text, ", value dim ", spec.value_dim());
   absl::StrAppend(&text, ", ", DTypeName(spec.dtype()), Extras(spec), "\n");
   absl::StrAppend(&text, "plan        ", BalancerName(plan.options.balancer()), ", ",
@@ -151,7 +151,7 @@ std::string RankTable(const Plan& plan, int shown) {
 }
 
 // Whose shard of `kind`, how many tiles of what kind, and what moves meanwhile.
-std::string Cell(const v1::Step& step, const char* kind) {
+std::string Cell(const v1::Step& step, const char* kind, const char* partial) {
   int full = 0, causal = 0, bands = 0;
   std::string owners;
   int last_owner = -1;
@@ -176,17 +176,18 @@ std::string Cell(const v1::Step& step, const char* kind) {
     absl::StrAppend(&text, " >", send.peer());
     if (send.owner() != last_owner) absl::StrAppend(&text, "(", kind, " ", send.owner(), ")");
   }
-  for (const int owner : step.partial_sends()) absl::StrAppend(&text, " partial>", owner);
+  for (const int owner : step.partial_sends()) absl::StrAppend(&text, " ", partial, ">", owner);
   return text;
 }
 
 std::string StepTable(const Plan& plan, int shown) {
   const char* kind = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q ? "q" : "kv";
+  const char* partial = plan.pass.backward ? "gradients" : "partial";
   std::vector<std::vector<v1::Step>> steps;
   size_t most = 0;
   Table table = {{"step"}};
   for (int rank = 0; rank < shown; ++rank) {
-    steps.push_back(StepsFor(plan, rank));
+    steps.push_back(plan.pass.backward ? BackwardStepsFor(plan, rank) : StepsFor(plan, rank));
     most = std::max(most, steps.back().size());
     table[0].push_back(absl::StrCat("rank ", rank));
   }
@@ -194,7 +195,7 @@ std::string StepTable(const Plan& plan, int shown) {
   for (size_t t = 0; t < rows; ++t) {
     std::vector<std::string> row = {absl::StrCat(t)};
     for (const std::vector<v1::Step>& rank_steps : steps) {
-      row.push_back(t < rank_steps.size() ? Cell(rank_steps[t], kind) : "");
+      row.push_back(t < rank_steps.size() ? Cell(rank_steps[t], kind, partial) : "");
     }
     table.push_back(std::move(row));
   }

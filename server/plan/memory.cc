@@ -23,6 +23,9 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
 constexpr uint64_t kKeysLaidOut = 1024;
 constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
 
+// Rows that deltas are taken of at once.
+constexpr uint64_t kDeltaRows = 1024;
+
 // Bytes that it lays `keys` out in, over all batch rows: fp32 at most, of each key head.
 uint64_t LaidOutBytes(const v1::AttentionSpec& spec, uint64_t keys) {
   const uint64_t batch = spec.batch();
@@ -142,6 +145,16 @@ std::vector<uint64_t> PartialBytes(const v1::AttentionSpec& spec, const Sequence
       SaturatingMultiply(spec.q_heads(), (ValueDim(spec) + 1) * LseElementBytes(spec.dtype())));
 }
 
+std::vector<uint64_t> GradientBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv) {
+  return BytesHeld(kv, spec.batch(),
+                   SaturatingMultiply(spec.kv_heads(), (spec.head_dim() + ValueDim(spec)) *
+                                                           LseElementBytes(spec.dtype())));
+}
+
+uint64_t SinkGradientBytes(const v1::AttentionSpec& spec) {
+  return spec.sink_logits() ? spec.q_heads() * LseElementBytes(spec.dtype()) : 0;
+}
+
 std::vector<uint64_t> ExtraBytes(const v1::AttentionSpec& spec, const SequenceLayout& q) {
   uint64_t per_head = 0;
   if (spec.alibi_slopes()) per_head += ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, spec).bytes();
@@ -197,6 +210,46 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
                           SaturatingMultiply(tile_queries, tile_query_bytes),
                           SaturatingMultiply(tile_keys, tile_key_bytes),
                           own && tile_keys > 0 ? LaidOutBytes(spec, tile_keys) : 0, mask_bytes}) {
+      peak[rank] = SaturatingAdd(peak[rank], part);
+    }
+  }
+  return peak;
+}
+
+std::vector<uint64_t> BackwardPeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                                        const SequenceLayout& kv, const Workload& workload,
+                                        v1::RotateMethod rotate, Pass pass) {
+  const uint64_t element = ElementBytes(spec.dtype());
+  const uint64_t accumulated = LseElementBytes(spec.dtype());
+  const uint64_t d = spec.head_dim();
+  const uint64_t dv = ValueDim(spec);
+  const bool narrow = element < accumulated;
+  // Bytes that one query row of the rank's takes: what comes and goes, then what is summed.
+  const uint64_t q_row_bytes = SaturatingMultiply(
+      spec.q_heads(), 2 * (d + dv) * element + (pass.d_lse ? 2 : 1) * accumulated +
+                          (narrow ? d * accumulated : 0) +
+                          (spec.sink_logits() ? 7 : 1) * accumulated);
+  const uint64_t per_head = SaturatingMultiply(workload.ranks + 3, SinkGradientBytes(spec));
+
+  const std::vector<uint64_t> q_rows = RowsHeld(q, spec.batch());
+  const std::vector<uint64_t> kv_bytes = KvShardBytes(spec, kv);
+  const std::vector<uint64_t> gradient_bytes = GradientBytes(spec, kv);
+  const std::vector<uint64_t> extra_bytes = ExtraBytes(spec, q);
+  const std::vector<Turning> turning =
+      TurningKv(spec, q, kv, workload, rotate == v1::ROTATE_METHOD_ALL_GATHER);
+  std::vector<uint64_t> peak(workload.ranks);
+  for (int rank = 0; rank < workload.ranks; ++rank) {
+    uint64_t computed = 0, received = 0;
+    for (int other = 0; other < workload.ranks; ++other) {
+      if (other == rank) continue;
+      if (workload.Needs(rank, other)) computed = std::max(computed, gradient_bytes[other]);
+      if (workload.Needs(other, rank)) received = gradient_bytes[rank];
+    }
+    peak[rank] = SaturatingMultiply(q_rows[rank], q_row_bytes);
+    for (uint64_t part :
+         {SaturatingMultiply(2, kv_bytes[rank]), narrow ? gradient_bytes[rank] : 0,
+          extra_bytes[rank], per_head, turning[rank].held, SaturatingMultiply(2, computed),
+          received, SaturatingMultiply(3 * std::min(kDeltaRows, q_rows[rank]), dv * accumulated)}) {
       peak[rank] = SaturatingAdd(peak[rank], part);
     }
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "proto/band.h"
+#include "proto/tensor_shape.h"
 #include "ringserve/v1/attention.pb.h"
 #include "server/plan/layout.h"
 #include "server/plan/workload.h"
@@ -25,6 +26,11 @@ std::vector<uint64_t> KvShardBytes(const v1::AttentionSpec& spec, const Sequence
 // queries.
 std::vector<uint64_t> QShardBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
 std::vector<uint64_t> PartialBytes(const v1::AttentionSpec& spec, const SequenceLayout& q);
+
+// By owner, backward: bytes of the gradients of its K and V shard, which are fp32 (F64: fp64). And
+// what every rank but 0 sends of those of the sink logits; 0 without.
+std::vector<uint64_t> GradientBytes(const v1::AttentionSpec& spec, const SequenceLayout& kv);
+uint64_t SinkGradientBytes(const v1::AttentionSpec& spec);
 
 // By rank: bytes of what it holds of a bias, ALiBi slopes and sink logits: the bias of its queries
 // beside all keys (one copy for each batch row that has a layout of its own), and all of the
@@ -57,5 +63,22 @@ std::vector<uint64_t> PeakBytes(const v1::AttentionSpec& spec, const SequenceLay
                                 const SequenceLayout& kv,
                                 const std::vector<std::vector<Band>>& bands,
                                 const Workload& workload, v1::RotateMethod rotate);
+
+// By rank, of the backward pass (worker/attention/backward_ring.h), with the letters above, W the
+// number of ranks and g the rows whose deltas it takes at once (at most 1,024):
+//
+//   shards        n Hq (D + Dv) e + n Hq a + m Hkv (D + Dv) e    q, out, lse, k and v
+//   gradients     n Hq Dv e (+ n Hq a)                           d_out (and d_lse, where given)
+//   extras        see ExtraBytes
+//   results       n Hq D e + m Hkv (D + Dv) e                    d_q, d_k and d_v
+//   sums          n Hq D a + m Hkv (D + Dv) a, where e < a       what these are rounded from
+//   rows          n Hq a + 3 g Dv a                              deltas
+//   sink logits   6 n Hq a + (W + 3) Hq a, where there are any   lse of all scores; gradients
+//   receive       see above
+//   travelling    2 x the largest GradientBytes of another rank's keys that it reads, and 1 x its
+//                 own where others read its keys
+std::vector<uint64_t> BackwardPeakBytes(const v1::AttentionSpec& spec, const SequenceLayout& q,
+                                        const SequenceLayout& kv, const Workload& workload,
+                                        v1::RotateMethod rotate, Pass pass);
 
 }  // namespace ringserve

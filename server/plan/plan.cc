@@ -44,11 +44,13 @@ bool QueriesAreLighter(const v1::AttentionSpec& spec) {
          spec.kv_len() * (spec.kv_heads() * (d + dv) * element);
 }
 
-std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate, const v1::AttentionSpec& spec) {
+std::vector<v1::RotateMethod> RotatesFor(v1::RotateMethod rotate, const v1::AttentionSpec& spec,
+                                         Pass pass) {
   if (rotate > v1::ROTATE_METHOD_AUTO) return {rotate};
   std::vector<v1::RotateMethod> rotates = {v1::ROTATE_METHOD_ALL_TO_ALL,
                                            v1::ROTATE_METHOD_ALL_GATHER};
-  if (!spec.has_bias() && QueriesAreLighter(spec)) rotates.push_back(v1::ROTATE_METHOD_PASS_Q);
+  if (!spec.has_bias() && !pass.backward && QueriesAreLighter(spec))
+    rotates.push_back(v1::ROTATE_METHOD_PASS_Q);
   return rotates;
 }
 
@@ -83,7 +85,8 @@ struct Tried {
 class Search {
  public:
   Search(const v1::AttentionSpec& spec, const v1::AttentionOptions& options, const Group& group,
-         const Speed& speed, const std::vector<std::vector<Band>>& bands, uint64_t total_work)
+         const Speed& speed, const std::vector<std::vector<Band>>& bands, uint64_t total_work,
+         Pass pass)
       : spec_(spec),
         options_(options),
         group_(group),
@@ -92,7 +95,8 @@ class Search {
         total_work_(total_work),
         pace_(PaceOf(options)),
         tiling_(TilingOf(spec)),
-        rotates_(RotatesFor(options.rotate(), spec)),
+        pass_(pass),
+        rotates_(RotatesFor(options.rotate(), spec, pass)),
         cutter_(spec, options, bands) {}
 
   // Every cutting and rotate method that the options allow, over `ranks` workers, but for those
@@ -205,10 +209,17 @@ class Search {
       tried_.push_back({cutting.q.ranks(), cutting.name, rotate, 0, "too many pieces"});
       return;
     }
-    const ParcelBytes bytes = {KvShardBytes(spec_, cutting.kv), QShardBytes(spec_, cutting.q),
-                               PartialBytes(spec_, cutting.q)};
+    ParcelBytes bytes = {KvShardBytes(spec_, cutting.kv), QShardBytes(spec_, cutting.q),
+                         PartialBytes(spec_, cutting.q)};
+    if (pass_.backward) {
+      bytes.gradients = GradientBytes(spec_, cutting.kv);
+      bytes.sink_gradients = SinkGradientBytes(spec_);
+    }
     Consider({cutting, rotate, Estimate(workload, compute, bytes, rotate, speed_), workload.work,
-              workload.reach, PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
+              workload.reach,
+              pass_.backward
+                  ? BackwardPeakBytes(spec_, cutting.q, cutting.kv, workload, rotate, pass_)
+                  : PeakBytes(spec_, cutting.q, cutting.kv, bands_, workload, rotate)});
   }
 
   void Consider(Candidate candidate) {
@@ -295,6 +306,7 @@ class Search {
   const uint64_t total_work_;
   const std::vector<double> pace_;
   const Tiling tiling_;
+  const Pass pass_;
   const std::vector<v1::RotateMethod> rotates_;
   Cutter cutter_;
   std::optional<Candidate> best_;
@@ -328,10 +340,11 @@ absl::StatusOr<uint64_t> VisiblePairs(const std::vector<std::vector<Band>>& band
 }
 
 Plan ToPlan(const Search& search, const v1::AttentionSpec& spec,
-            const v1::AttentionOptions& options, std::vector<std::vector<Band>> bands) {
+            const v1::AttentionOptions& options, Pass pass, std::vector<std::vector<Band>> bands) {
   const Candidate& best = search.best();
   Plan plan;
   plan.spec = spec;
+  plan.pass = pass;
   plan.options = options;
   plan.options.set_balancer(best.cutting.balancer);
   plan.options.set_rotate(best.rotate);
@@ -356,7 +369,7 @@ Plan ToPlan(const Search& search, const v1::AttentionSpec& spec,
 }  // namespace
 
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
-                              const Group& group, const v1::Measurements& measurements) {
+                              const Group& group, const v1::Measurements& measurements, Pass pass) {
   if (const absl::Status enough = CheckWorkers(options, group); !enough.ok()) return enough;
   v1::AttentionSpec normalized = spec;
   normalized.set_value_dim(ValueDim(spec));
@@ -366,8 +379,8 @@ absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::Attention
   const absl::StatusOr<uint64_t> total = VisiblePairs(*bands, spec.batch());
   if (!total.ok()) return total.status();
 
-  const Speed speed = SpeedOf(measurements, normalized);
-  Search search(normalized, options, group, speed, *bands, *total);
+  const Speed speed = SpeedOf(measurements, normalized, pass);
+  Search search(normalized, options, group, speed, *bands, *total, pass);
   const absl::Status found =
       options.workers() > 0 ? search.Try(options.workers()) : search.TryAnyNumber();
   if (!found.ok()) return found;
@@ -377,7 +390,7 @@ absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::Attention
                      group.memory_bytes, " (cut over ", search.best().ranks(), " of ",
                      group.workers, " workers)"));
   }
-  return ToPlan(search, normalized, options, *std::move(bands));
+  return ToPlan(search, normalized, options, pass, *std::move(bands));
 }
 
 }  // namespace ringserve

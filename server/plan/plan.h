@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "proto/band.h"
+#include "proto/tensor_shape.h"
 #include "ringserve/v1/attention.pb.h"
 #include "ringserve/v1/shard.pb.h"
 #include "server/plan/layout.h"
@@ -26,6 +27,7 @@ struct Group {
 struct Plan {
   v1::AttentionSpec spec;        // normalized: value_dim and scale filled in
   v1::AttentionOptions options;  // normalized: no AUTO, no UNSPECIFIED, workers >= 1
+  Pass pass;
   SequenceLayout q;
   SequenceLayout kv;
   std::vector<std::vector<Band>>
@@ -47,7 +49,8 @@ struct Plan {
 // What the coordinator assumes until told otherwise.
 v1::Measurements DefaultMeasurements();
 
-// `spec` and `options` are valid (proto/validate.h).
+// `spec` and `options` are valid (proto/validate.h) for `pass`. The backward pass has layouts and
+// slices as the forward pass; pass-Q is never chosen for it.
 // UNAVAILABLE: group has no workers, or fewer than options.workers asks for.
 // FAILED_PRECONDITION: a rank's peak bytes exceed group.memory_bytes however the options let it be
 // cut, or the named balancer's layout is larger than 2^22 pieces, or
@@ -55,10 +58,17 @@ v1::Measurements DefaultMeasurements();
 //   Workload); says the limit.
 //   So are masks of more bands or comparisons than CompileMasks takes.
 absl::StatusOr<Plan> MakePlan(const v1::AttentionSpec& spec, const v1::AttentionOptions& options,
-                              const Group& group, const v1::Measurements& measurements);
+                              const Group& group, const v1::Measurements& measurements,
+                              Pass pass = {});
 
 // One rank's steps: whose shard, what is sent and received, tiles. Grows with its own tiles only.
+// Of the backward pass: as its Assignment has them.
 std::vector<v1::Step> StepsFor(const Plan& plan, int rank);
+
+// The backward pass's steps as the worker goes through them (worker/attention/backward_plan.h): the
+// tiles of a shard in the step of the ring in which it would come, and in the step after it the
+// gradients of its keys to their owner: as partial_sends and partial_recvs. For people.
+std::vector<v1::Step> BackwardStepsFor(const Plan& plan, int rank);
 
 // The message for `rank`, complete but for `job` and `request_id`.
 v1::Assignment AssignmentFor(const Plan& plan, int rank);

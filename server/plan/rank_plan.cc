@@ -272,6 +272,27 @@ std::vector<v1::Step> StepsFor(const Plan& plan, int rank) {
   return RingSteps(plan, rank, std::move(tiles));
 }
 
+std::vector<v1::Step> BackwardStepsFor(const Plan& plan, int rank) {
+  const int ranks = plan.ranks();
+  const std::vector<v1::Step> forward = StepsFor(plan, rank);
+  std::vector<v1::Step> steps(std::max<size_t>(forward.size(), ranks + 1));
+  std::set<int> read;
+  for (size_t t = 0; t < forward.size(); ++t) {
+    *steps[t].mutable_sends() = forward[t].sends();
+    *steps[t].mutable_recvs() = forward[t].recvs();
+    for (const v1::Tile& tile : forward[t].tiles()) {
+      const int distance = (rank - tile.owner() + ranks) % ranks;
+      *steps[distance].add_tiles() = tile;
+      if (distance > 0 && read.insert(tile.owner()).second)
+        steps[distance + 1].add_partial_sends(tile.owner());
+    }
+  }
+  for (const int reader : ReadersOf(plan, rank))
+    steps[(reader - rank + ranks) % ranks + 1].add_partial_recvs(reader);
+  while (!steps.empty() && steps.back().ByteSizeLong() == 0) steps.pop_back();
+  return steps;
+}
+
 v1::Assignment AssignmentFor(const Plan& plan, int rank) {
   v1::Assignment assignment;
   assignment.set_rank(rank);
@@ -290,6 +311,10 @@ v1::Assignment AssignmentFor(const Plan& plan, int rank) {
   }
   for (v1::Step& step : StepsFor(plan, rank)) *assignment.add_steps() = std::move(step);
   assignment.set_peak_bytes(plan.peak_bytes[rank]);
+  if (!plan.pass.backward) return assignment;
+  assignment.set_backward(true);
+  assignment.set_d_lse(plan.pass.d_lse);
+  for (const int reader : ReadersOf(plan, rank)) assignment.add_readers(reader);
   return assignment;
 }
 

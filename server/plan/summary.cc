@@ -42,18 +42,20 @@ v1::PlanSummary Summarize(const Plan& plan) {
 }
 
 std::vector<v1::RankSteps> SummarizeSteps(const Plan& plan) {
-  const bool gather = plan.options.rotate() == v1::ROTATE_METHOD_ALL_GATHER;
+  const bool backward = plan.pass.backward;
+  const bool gather = plan.options.rotate() == v1::ROTATE_METHOD_ALL_GATHER && !backward;
   const bool pass_q = plan.options.rotate() == v1::ROTATE_METHOD_PASS_Q;
   const std::vector<uint64_t> shard_bytes =
       pass_q ? QShardBytes(plan.spec, plan.q) : KvShardBytes(plan.spec, plan.kv);
-  const std::vector<uint64_t> partial_bytes = PartialBytes(plan.spec, plan.q);
+  const std::vector<uint64_t> partial_bytes =
+      backward ? GradientBytes(plan.spec, plan.kv) : PartialBytes(plan.spec, plan.q);
   std::vector<v1::RankSteps> ranks;
   for (int rank = 0; rank < plan.ranks(); ++rank) {
     v1::RankSteps& summary = ranks.emplace_back();
     int t = 0;
-    for (const v1::Step& step : StepsFor(plan, rank)) {
+    for (const v1::Step& step : backward ? BackwardStepsFor(plan, rank) : StepsFor(plan, rank)) {
       v1::RankSteps::Step* row = summary.add_steps();
-      const int visitor = (rank - t + plan.ranks()) % plan.ranks();
+      const int visitor = (rank - t % plan.ranks() + plan.ranks()) % plan.ranks();
       row->set_kv_rank(gather ? -1 : pass_q ? rank : visitor);
       row->set_q_rank(pass_q ? visitor : rank);
       uint64_t work = 0;
@@ -68,6 +70,11 @@ std::vector<v1::RankSteps> SummarizeSteps(const Plan& plan) {
       row->set_bytes_sent(bytes);
       ++t;
     }
+    if (!backward || SinkGradientBytes(plan.spec) == 0) continue;
+    v1::RankSteps::Step* last = summary.add_steps();
+    last->set_kv_rank(rank);
+    last->set_q_rank(rank);
+    last->set_bytes_sent(rank == 0 ? 0 : SinkGradientBytes(plan.spec));
   }
   return ranks;
 }

@@ -3,6 +3,7 @@
 #include "proto/validate.h"
 #include "proto/wire.h"
 #include "ringserve/v1/attention.pb.h"
+#include "server/plan/memory.h"
 #include "server/plan/plan.h"
 #include "tests/fuzz/target.h"
 
@@ -57,6 +58,26 @@ void CheckPlan(const Plan& plan) {
   FUZZ_EXPECT(Summarize(plan).workers() == plan.ranks());
 }
 
+void CheckBackward(const v1::AttendHeader& header) {
+  if (header.spec().batch() > kMostBatchRows || header.options().workers() > kMostWorkers) return;
+  const absl::StatusOr<Plan> plan =
+      MakePlan(header.spec(), header.options(), {kMostWorkers, 0}, DefaultMeasurements(),
+               {.backward = true, .d_lse = header.d_lse()});
+  if (!plan.ok()) {
+    FUZZ_EXPECT(plan.status().code() == absl::StatusCode::kFailedPrecondition);
+    return;
+  }
+  CheckPlan(*plan);
+  FUZZ_EXPECT(plan->options.rotate() != v1::ROTATE_METHOD_PASS_Q);
+  std::vector<uint64_t> bytes(plan->ranks());
+  const std::vector<v1::RankSteps> ranks = SummarizeSteps(*plan);
+  for (int rank = 0; rank < plan->ranks(); ++rank) {
+    for (const v1::RankSteps::Step& step : ranks[rank].steps())
+      bytes[rank] = SaturatingAdd(bytes[rank], step.bytes_sent());
+  }
+  FUZZ_EXPECT(bytes == plan->bytes_sent);
+}
+
 // The first byte says how the rest is sliced.
 void Check(const uint8_t* data, size_t size) {
   if (size == 0) return;
@@ -65,6 +86,7 @@ void Check(const uint8_t* data, size_t size) {
       ParseProto<v1::AttendHeader>(Sliced(bytes, data[0]));
   FUZZ_EXPECT(header.ok() == v1::AttendHeader().ParseFromString(bytes));
   if (!header.ok()) return;
+  if (ValidateHeader(*header, /*backward=*/true).ok()) CheckBackward(*header);
   const absl::Status valid = ValidateHeader(*header);
   if (!valid.ok()) {
     FUZZ_EXPECT(valid.code() == absl::StatusCode::kInvalidArgument ||

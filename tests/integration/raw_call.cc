@@ -16,11 +16,11 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
 }
 
 RawCall::RawCall(std::shared_ptr<grpc::Channel> channel, std::chrono::milliseconds deadline,
-                 const std::function<void(grpc::ClientContext&)>& prepare)
+                 const std::function<void(grpc::ClientContext&)>& prepare, bool backward)
     : channel_(std::move(channel)), stub_(v1::Attention::NewStub(channel_)) {
   context_.set_deadline(std::chrono::system_clock::now() + deadline);
   if (prepare) prepare(context_);
-  stream_ = stub_->Attend(&context_);
+  stream_ = backward ? stub_->AttendBackward(&context_) : stub_->Attend(&context_);
 }
 
 RawCall::~RawCall() {

@@ -1,5 +1,6 @@
-// One Attend call by the generated stub, a message at a time: for callers that are slow, greedy,
-// wrong or gone. The real client library cannot be held in a state, nor be made to lie.
+// One Attend or AttendBackward call by the generated stub, a message at a time: for callers that
+// are slow, greedy, wrong or gone. The real client library cannot be held in a state, nor be made
+// to lie.
 #pragma once
 
 #include <chrono>
@@ -29,7 +30,8 @@ class RawCall {
   // `prepare` may change the context before the call begins.
   explicit RawCall(std::shared_ptr<grpc::Channel> channel,
                    std::chrono::milliseconds deadline = 3 * kPatience,
-                   const std::function<void(grpc::ClientContext&)>& prepare = {});
+                   const std::function<void(grpc::ClientContext&)>& prepare = {},
+                   bool backward = false);
   ~RawCall();  // breaks it off
 
   // Each is false when the call is over.

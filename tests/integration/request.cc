@@ -127,18 +127,24 @@ v1::AttendHeader MakeHeader(v1::AttentionSpec spec, const std::string& request_i
 }
 
 std::string WhatIsWrongWithStatistics(const v1::AttendHeader& header, const v1::Statistics& given) {
+  const TensorBytes bytes = *BytesOf(header.spec());
+  return WhatIsWrongWithStatistics(
+      header, bytes.inputs(), bytes.out + (header.options().return_lse() ? bytes.lse : 0), given);
+}
+
+std::string WhatIsWrongWithStatistics(const v1::AttendHeader& header, uint64_t upload_bytes,
+                                      uint64_t download_bytes, const v1::Statistics& given) {
   std::string wrong;
   const auto demand = [&](bool holds, const std::string& what) {
     if (!holds) absl::StrAppend(&wrong, what, "; ");
   };
   const v1::PlanSummary& plan = given.plan();
-  const TensorBytes bytes = *BytesOf(header.spec());
   demand(!header.request_id().empty() ? given.request_id() == header.request_id()
                                       : !given.request_id().empty(),
          absl::StrCat("request_id is '", given.request_id(), "'"));
-  demand(given.upload_bytes() == bytes.inputs(),
+  demand(given.upload_bytes() == upload_bytes,
          absl::StrCat("upload_bytes is ", given.upload_bytes()));
-  demand(given.download_bytes() == bytes.out + (header.options().return_lse() ? bytes.lse : 0),
+  demand(given.download_bytes() == download_bytes,
          absl::StrCat("download_bytes is ", given.download_bytes()));
 
   double sum = 0;

@@ -64,5 +64,8 @@ v1::AttendHeader MakeHeader(v1::AttentionSpec spec, const std::string& request_i
 // Empty where out, statistics and plan of one request are consistent: the bytes counted are those
 // of the tensors and of the plan, no phase is negative and together they are the whole.
 std::string WhatIsWrongWithStatistics(const v1::AttendHeader& header, const v1::Statistics& given);
+// Likewise of any request that uploads and is answered so many bytes.
+std::string WhatIsWrongWithStatistics(const v1::AttendHeader& header, uint64_t upload_bytes,
+                                      uint64_t download_bytes, const v1::Statistics& given);
 
 }  // namespace ringserve::test

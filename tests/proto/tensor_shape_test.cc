@@ -51,6 +51,34 @@ TEST(TensorShape, LseIsHeadMajorInEitherLayoutAndInTheAccumulatorsType) {
   }
 }
 
+TEST(TensorShape, GradientsHaveTheShapesOfTheirTensors) {
+  v1::AttentionSpec spec = Spec(v1::TENSOR_LAYOUT_BSHD, v1::DTYPE_F64);
+  spec.set_sink_logits(true);
+  for (const auto& [gradient, tensor] :
+       {std::pair{v1::TENSOR_ID_D_OUT, v1::TENSOR_ID_OUT},
+        {v1::TENSOR_ID_D_LSE, v1::TENSOR_ID_LSE},
+        {v1::TENSOR_ID_D_Q, v1::TENSOR_ID_Q},
+        {v1::TENSOR_ID_D_K, v1::TENSOR_ID_K},
+        {v1::TENSOR_ID_D_V, v1::TENSOR_ID_V},
+        {v1::TENSOR_ID_D_SINK_LOGITS, v1::TENSOR_ID_SINK_LOGITS}}) {
+    EXPECT_EQ(ShapeOf(gradient, spec), ShapeOf(tensor, spec)) << TensorName(gradient);
+    EXPECT_EQ(IsOfKeys(gradient), IsOfKeys(tensor));
+    EXPECT_EQ(IsPerHead(gradient), IsPerHead(tensor));
+  }
+}
+
+TEST(TensorShape, APassHasItsUploadsAndResults) {
+  v1::AttentionSpec spec = Spec(v1::TENSOR_LAYOUT_BHSD);
+  EXPECT_EQ(UploadsOf(spec).size(), 3u);
+  EXPECT_EQ(UploadsOf(spec, {.backward = true}).size(), 6u);
+  EXPECT_EQ(UploadsOf(spec, {.backward = true, .d_lse = true}).size(), 7u);
+  EXPECT_EQ(ResultsOf(spec, {}, false).size(), 1u);
+  EXPECT_EQ(ResultsOf(spec, {}, true).size(), 2u);
+  EXPECT_EQ(ResultsOf(spec, {.backward = true}, false).size(), 3u);
+  spec.set_sink_logits(true);
+  EXPECT_EQ(ResultsOf(spec, {.backward = true}, false).size(), 4u);
+}
+
 TEST(TensorShape, BytesAreTheProductOfTheDims) {
   for (const auto& [dtype, element] : {std::pair{v1::DTYPE_F32, 4}, std::pair{v1::DTYPE_F64, 8},
                                        std::pair{v1::DTYPE_BF16, 2}, std::pair{v1::DTYPE_F16, 2}}) {

@@ -403,6 +403,48 @@ TEST(Validate, TakesNoGradientInAForwardCall) {
   EXPECT_THAT(ValidateHeader(header).ToString(), HasSubstr("d_lse is true"));
 }
 
+TEST(Validate, TakesInABackwardCallWhatItHasAlone) {
+  v1::AttendHeader header = ValidHeader();
+  header.set_d_lse(true);
+  header.mutable_options()->set_return_lse(false);
+  EXPECT_TRUE(ValidateHeader(header, /*backward=*/true).ok())
+      << ValidateHeader(header, /*backward=*/true);
+  v1::AttendHeader returns = header, passes_q = header;
+  returns.mutable_options()->set_return_lse(true);
+  passes_q.mutable_options()->set_rotate(v1::ROTATE_METHOD_PASS_Q);
+  v1::PlanRequest request;
+  request.set_backward(true);
+  *request.mutable_spec() = header.spec();
+  EXPECT_TRUE(ValidatePlanRequest(request).ok()) << ValidatePlanRequest(request);
+  for (const auto& [wrong, words] : {std::pair{returns, "options.return_lse is true"},
+                                     {passes_q, "options.rotate is ROTATE_METHOD_PASS_Q"}}) {
+    *request.mutable_options() = wrong.options();
+    for (const absl::Status& status :
+         {ValidateHeader(wrong, /*backward=*/true), ValidatePlanRequest(request)}) {
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_THAT(status.ToString(), HasSubstr(words));
+    }
+  }
+}
+
+// q, out, d_out and d_q where the forward pass has q and out.
+TEST(Validate, CountsTheTensorsOfABackwardCall) {
+  v1::AttendHeader header = ValidHeader();
+  header.mutable_options()->set_return_lse(false);
+  v1::AttentionSpec& spec = *header.mutable_spec();
+  spec.clear_masks();
+  spec.set_batch(1 << 20);
+  spec.set_q_heads(1 << 9);
+  spec.set_kv_heads(1);
+  spec.set_q_len(1 << 19);
+  spec.set_kv_len(1);
+  spec.set_head_dim(1024);
+  spec.set_value_dim(1024);
+  spec.set_dtype(v1::DTYPE_F32);
+  EXPECT_TRUE(ValidateHeader(header).ok()) << ValidateHeader(header);
+  EXPECT_EQ(ValidateHeader(header, /*backward=*/true).code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(Validate, RefusesAHeaderWithoutASpec) {
   EXPECT_EQ(ValidateHeader(v1::AttendHeader()).code(), absl::StatusCode::kInvalidArgument);
 }

@@ -20,20 +20,23 @@
 namespace ringserve {
 namespace {
 
-// A bias stays with its queries: the operator's default cannot make them travel.
+// A bias stays with its queries, and so do gradients: the operator's default cannot make them
+// travel.
 TEST(Defaults, DoNotMakeARequestOneThatIsRefused) {
   AttendOptions defaults;
   defaults.default_rotate = v1::ROTATE_METHOD_PASS_Q;
   v1::AttentionSpec spec;
   v1::AttentionOptions options;
-  ApplyDefaults(defaults, spec, options);
+  ApplyDefaults(defaults, spec, /*backward=*/false, options);
   EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_PASS_Q);
-  spec.mutable_bias();
   options.clear_rotate();
-  ApplyDefaults(defaults, spec, options);
+  ApplyDefaults(defaults, spec, /*backward=*/true, options);
+  EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_UNSPECIFIED);
+  spec.mutable_bias();
+  ApplyDefaults(defaults, spec, /*backward=*/false, options);
   EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_UNSPECIFIED);
   defaults.default_rotate = v1::ROTATE_METHOD_ALL_GATHER;
-  ApplyDefaults(defaults, spec, options);
+  ApplyDefaults(defaults, spec, /*backward=*/false, options);
   EXPECT_EQ(options.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
 }
 
@@ -158,8 +161,8 @@ TEST(Defaults, AreForWhatTheRequestLeavesOpen) {
   v1::AttentionOptions open, named;
   named.set_balancer(v1::BALANCER_PTRR);
   named.set_rotate(v1::ROTATE_METHOD_ALL_GATHER);
-  ApplyDefaults(defaults, spec, open);
-  ApplyDefaults(defaults, spec, named);
+  ApplyDefaults(defaults, spec, /*backward=*/false, open);
+  ApplyDefaults(defaults, spec, /*backward=*/false, named);
   EXPECT_EQ(open.balancer(), v1::BALANCER_CONTIGUOUS);
   EXPECT_EQ(open.rotate(), v1::ROTATE_METHOD_PASS_Q);
   EXPECT_EQ(named.balancer(), v1::BALANCER_PTRR);

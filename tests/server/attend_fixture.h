@@ -53,12 +53,13 @@ inline Request MakeRequest(int q_len = 10, int workers = 1, int head_dim = 4) {
   return request;
 }
 
-// One Attend call as a client makes it, by hand.
+// One Attend or AttendBackward call as a client makes it, by hand.
 class ClientCall {
  public:
-  explicit ClientCall(v1::Attention::Stub& stub, std::chrono::milliseconds deadline = kPatience) {
+  explicit ClientCall(v1::Attention::Stub& stub, std::chrono::milliseconds deadline = kPatience,
+                      bool backward = false) {
     context_.set_deadline(std::chrono::system_clock::now() + deadline);
-    stream_ = stub.Attend(&context_);
+    stream_ = backward ? stub.AttendBackward(&context_) : stub.Attend(&context_);
   }
   ~ClientCall() {
     if (finished_) return;
@@ -163,6 +164,10 @@ class AttendFixture : public ::testing::Test {
     EXPECT_TRUE(WaitUntil(
         [&] { return coordinator_->group().workers == static_cast<int>(workers_.size()); }));
     return *workers_.back();
+  }
+
+  std::unique_ptr<ClientCall> OpenBackward() {
+    return std::make_unique<ClientCall>(*stub_, kPatience, /*backward=*/true);
   }
 
   // With a connection of its own.

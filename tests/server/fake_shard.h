@@ -2,12 +2,14 @@
 // call does what the test says; and a membership without a Join call, that never falls silent.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <grpcpp/grpcpp.h>
 
@@ -53,12 +55,11 @@ class RankRun {
     return !disorder_;
   }
   bool complete() {
-    return shards_[v1::TENSOR_ID_Q].size() == Bytes(v1::TENSOR_ID_Q) &&
-           shards_[v1::TENSOR_ID_K].size() == Bytes(v1::TENSOR_ID_K) &&
-           shards_[v1::TENSOR_ID_V].size() == Bytes(v1::TENSOR_ID_V) &&
-           (!assignment_.spec().alibi_slopes() ||
-            shards_[v1::TENSOR_ID_ALIBI_SLOPES].size() ==
-                ShapeOf(v1::TENSOR_ID_ALIBI_SLOPES, assignment_.spec()).bytes());
+    const std::vector<v1::TensorId> uploads = UploadsOf(
+        assignment_.spec(), {.backward = assignment_.backward(), .d_lse = assignment_.d_lse()});
+    return std::all_of(uploads.begin(), uploads.end(), [&](v1::TensorId tensor) {
+      return shards_[tensor].size() == Bytes(tensor);
+    });
   }
 
   bool SayReady() {
@@ -90,8 +91,9 @@ class RankRun {
   }
 
   // Answers out = q, and an lse whose element of a row is the row's first four bytes of q (float32,
-  // [B,H,S,D]).
+  // [B,H,S,D]); backward: what came as the gradients of itself.
   bool SendRows(size_t piece = 1 << 20) {
+    if (assignment_.backward()) return SendGradients(piece);
     const std::string& q = shards_[v1::TENSOR_ID_Q];
     if (!SendAll(v1::TENSOR_ID_OUT, q, piece)) return false;
     if (!assignment_.return_lse()) return true;
@@ -119,11 +121,20 @@ class RankRun {
     return true;
   }
 
+  bool SendGradients(size_t piece) {
+    return SendAll(v1::TENSOR_ID_D_Q, shards_[v1::TENSOR_ID_Q], piece) &&
+           SendAll(v1::TENSOR_ID_D_K, shards_[v1::TENSOR_ID_K], piece) &&
+           SendAll(v1::TENSOR_ID_D_V, shards_[v1::TENSOR_ID_V], piece) &&
+           (assignment_.rank() != 0 ||
+            SendAll(v1::TENSOR_ID_D_SINK_LOGITS, shards_[v1::TENSOR_ID_SINK_LOGITS], piece));
+  }
+
   // Of this rank's shard.
   uint64_t Bytes(v1::TensorId tensor) const {
     TensorShape shape = ShapeOf(tensor, assignment_.spec());
-    const auto& held = tensor == v1::TENSOR_ID_Q ? assignment_.q_rows()
-                                                 : assignment_.kv_shards(assignment_.rank()).rows();
+    if (IsPerHead(tensor)) return shape.bytes();
+    const auto& held =
+        IsOfKeys(tensor) ? assignment_.kv_shards(assignment_.rank()).rows() : assignment_.q_rows();
     shape.rows = held.empty() ? 0 : held[0];
     return shape.bytes();
   }

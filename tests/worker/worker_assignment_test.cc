@@ -285,5 +285,92 @@ TEST(Assignment, IsBoundToDifferentMembersOfTheEpoch) {
   EXPECT_FALSE(bind({-1, 0, 2}, 0)) << "no such member";
 }
 
+v1::Assignment BackwardAssignment(int rank, v1::RotateMethod rotate) {
+  v1::AttentionOptions options;
+  options.set_workers(3);
+  options.set_rotate(rotate);
+  options.set_balancer(v1::BALANCER_HEAD_TAIL);
+  v1::AttentionSpec spec = CausalSpec();
+  spec.set_sink_logits(true);
+  const absl::StatusOr<Plan> plan = MakePlan(spec, options, {.workers = 3}, DefaultMeasurements(),
+                                             {.backward = true, .d_lse = true});
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  v1::Assignment assignment = AssignmentFor(*plan, rank);
+  assignment.set_job(7);
+  return assignment;
+}
+
+TEST(BackwardAssignment, OfThePlannerBecomesStepsWithGradients) {
+  for (const v1::RotateMethod rotate :
+       {v1::ROTATE_METHOD_ALL_TO_ALL, v1::ROTATE_METHOD_ALL_GATHER}) {
+    for (int rank = 0; rank < 3; ++rank) {
+      const absl::StatusOr<RankAssignment> job = ParseAssignment(BackwardAssignment(rank, rotate));
+      ASSERT_TRUE(job.ok()) << job.status();
+      EXPECT_TRUE(job->pass.backward && job->pass.d_lse && !job->return_lse);
+      ASSERT_EQ(job->plan.steps.size(), 4u);
+      ASSERT_EQ(job->gradients_to.size(), 4u);
+      for (int t = 0; t < 3; ++t) {
+        for (const Tile& tile : job->plan.steps[t].tiles) EXPECT_EQ(tile.owner, (rank - t + 3) % 3);
+      }
+      // Head-tail: each rank sees keys of each.
+      for (int t = 2; t < 4; ++t) {
+        EXPECT_EQ(job->gradients_to[t], (rank - (t - 1) + 3) % 3);
+        EXPECT_EQ(job->gradients_from[t], (rank + (t - 1)) % 3);
+      }
+    }
+  }
+}
+
+TEST(BackwardAssignment, GivesTheBytesOfWhatComesAndGoes) {
+  const absl::StatusOr<RankAssignment> job =
+      ParseAssignment(BackwardAssignment(1, v1::ROTATE_METHOD_ALL_TO_ALL));
+  ASSERT_TRUE(job.ok()) << job.status();
+  const uint64_t q_positions = 2 * 4 * 7, kv_positions = 2 * 2 * 7;
+  ChunkSequence input = job->ExpectedInput();
+  for (const auto& [tensor, bytes] : {std::pair{v1::TENSOR_ID_Q, q_positions * 8 * 2},
+                                      {v1::TENSOR_ID_K, kv_positions * 8 * 2},
+                                      {v1::TENSOR_ID_V, kv_positions * 4 * 2},
+                                      {v1::TENSOR_ID_OUT, q_positions * 4 * 2},
+                                      {v1::TENSOR_ID_LSE, q_positions * 4},
+                                      {v1::TENSOR_ID_D_OUT, q_positions * 4 * 2},
+                                      {v1::TENSOR_ID_D_LSE, q_positions * 4},
+                                      {v1::TENSOR_ID_SINK_LOGITS, uint64_t{16}}}) {
+    EXPECT_FALSE(input.complete());
+    EXPECT_TRUE(input.Accept(tensor, 0, bytes).ok()) << TensorName(tensor);
+  }
+  EXPECT_TRUE(input.complete());
+  EXPECT_THAT(job->Results(),
+              ::testing::ElementsAre(v1::TENSOR_ID_D_Q, v1::TENSOR_ID_D_K, v1::TENSOR_ID_D_V));
+  EXPECT_EQ(job->BytesOf(v1::TENSOR_ID_D_K), kv_positions * 8 * 2);
+  EXPECT_THAT(ParseAssignment(BackwardAssignment(0, v1::ROTATE_METHOD_ALL_TO_ALL))->Results(),
+              ::testing::Contains(v1::TENSOR_ID_D_SINK_LOGITS));
+}
+
+TEST(BackwardAssignment, ThatContradictsItselfIsRefusedByName) {
+  const Fault faults[] = {
+      {"a reader that is no rank", [](auto& a) { a.add_readers(3); }, "rank 3 of 3"},
+      {"a reader of itself", [](auto& a) { a.add_readers(1); }, "rank 1 of 3"},
+      {"an lse to return", [](auto& a) { a.set_return_lse(true); }, "return_lse with backward"},
+      {"readers of the forward pass", [](auto& a) { a.clear_backward(), a.clear_d_lse(); },
+       "readers without backward"},
+      {"d_lse of the forward pass", [](auto& a) { a.clear_backward(), a.clear_readers(); },
+       "d_lse without backward"},
+      {"peak below the shards", [](auto& a) { a.set_peak_bytes(3'000); }, "peak_bytes is 3000"},
+      {"queries that travel",
+       [](auto& a) {
+         for (int rank = 0; rank < 3; ++rank) a.add_q_shards()->add_rows(7);
+         for (v1::Step& step : *a.mutable_steps()) step.clear_tiles();
+       },
+       "pass-Q"},
+  };
+  for (const Fault& fault : faults) {
+    v1::Assignment assignment = BackwardAssignment(1, v1::ROTATE_METHOD_ALL_TO_ALL);
+    fault.plant(assignment);
+    const absl::Status status = ParseAssignment(assignment).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << fault.what << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(fault.words)) << fault.what;
+  }
+}
+
 }  // namespace
 }  // namespace ringserve

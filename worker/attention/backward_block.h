@@ -4,8 +4,6 @@
 //   dQ += scale dS K    dK += scale dS^T Q    delta = rowsum(dO O) - dlse
 // All arithmetic is fp32 (fp64 numbers: fp64), whatever the type of the numbers. Decides nothing
 // about what is visible: the tile's band and the bias do.
-//
-// For the backward ring (backward_ring.h), which no call of the service reaches yet.
 #pragma once
 
 #include <ATen/ATen.h>

@@ -3,8 +3,6 @@
 // gradients of that shard's keys and values go straight to their owner, who so takes in those of
 // the ranks above it one after the other, nearest first: the sums do not depend on who is faster.
 // Refuses plans in which queries travel.
-//
-// Which calls it: backward_ring.h; no call of the service does yet.
 #pragma once
 
 #include <optional>

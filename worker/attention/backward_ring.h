@@ -2,7 +2,6 @@
 // and values go back to their owners. Exact, as backward_block.h says; sums are fp32 (fp64 numbers:
 // fp64), on the wire too, and rounded to the type of the numbers once, at the end.
 //
-// Complete in itself, but no call of the service reaches it yet: the RPC comes next.
 // LibTorch only. Runs on the engine thread. LibTorch's exceptions end here.
 #pragma once
 
@@ -33,7 +32,7 @@ struct BackwardTensors {
 
   std::vector<at::Tensor> d_q;  // as q
   at::Tensor d_kv;              // as kv: dK, then dV; 1-D bytes
-  // Undefined without sink logits; else wide [Hq]: on rank 0 their gradient, elsewhere left alone.
+  // [Hq], fp32 or wide: on rank 0, where there are sink logits, their gradient; else left alone.
   at::Tensor d_sink_logits;
 };
 

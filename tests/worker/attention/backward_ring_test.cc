@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "proto/tensor_shape.h"
 #include "tests/support/backward_oracle.h"
 #include "tests/support/elements.h"
 #include "tests/support/random.h"
@@ -99,8 +100,8 @@ void CheckBackward(uint64_t seed) {
                 CompareGradient("d_v", c.spec, expected, expected.d_v, outcome.d_v, dtype),
             "");
   if (c.spec.sink_logits()) {
-    EXPECT_EQ(CompareGradient("d_sinks", c.spec, expected, expected.d_sinks,
-                              FromDoubles(outcome.d_sinks, WideType(dtype)), WideType(dtype)),
+    EXPECT_EQ(CompareGradient("d_sinks", c.spec, expected, expected.d_sinks, outcome.d_sinks,
+                              v1::DTYPE_F32),
               "");
   }
   for (int rank = 0; rank < plan->ranks(); ++rank)
@@ -184,24 +185,39 @@ TEST(BackwardRingOfOne, NeedsNobody) {
   EXPECT_EQ(outcome.ranks[0].statistics.bytes_sent, 0);
 }
 
-TEST(BackwardRingMemory, IsWhatItsHeaderSays) {
-  for (const v1::DType dtype : {v1::DTYPE_F32, v1::DTYPE_BF16}) {
-    v1::AttentionSpec spec = CausalSpec(4096, dtype);
-    spec.set_batch(1);
-    const Plan plan = PlanOf(spec, 4, v1::ROTATE_METHOD_ALL_TO_ALL);
-    const Inputs inputs = RandomInputs(spec, 3);
+// The kernel's scratch is the worker's own, once for each thread: its wide rows and scores.
+uint64_t ScratchBytes(const v1::AttentionSpec& spec) {
+  const uint64_t queries = std::min<uint64_t>(128, spec.q_len());
+  const uint64_t keys = std::min<uint64_t>(512, spec.kv_len());
+  const uint64_t dims = spec.head_dim() + ValueDim(spec);
+  return ((queries + keys) * dims + 2 * queries * keys) * LseElementBytes(spec.dtype());
+}
+
+TEST(BackwardRingMemory, IsNoMoreThanThePlanReserves) {
+  double closest = 0;
+  for (int seed = 0; seed < 120; ++seed) {
+    Case c = RandomCase(seed, kMostWorkers, 700);
+    if (seed % 3 == 0) AddRandomExtras(c);
+    if (seed % 2 == 0) c.spec.set_sink_logits(true);
+    c.options.set_lse_without_sinks(seed % 4 == 0);
+    c.options.set_return_lse(true);
+    c.options.set_rotate(kRotates[seed / 4 % 2]);
+    SCOPED_TRACE(c.ToString());
+    const absl::StatusOr<Plan> plan =
+        MakePlan(c.spec, c.options, {.workers = kMostWorkers}, DefaultMeasurements());
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const Inputs inputs = RandomInputs(c.spec, seed);
     const BackwardOutcome outcome =
-        RunLocallyBackward(plan, inputs, Answer(plan, inputs, 4, false));
+        RunLocallyBackward(*plan, inputs, Answer(*plan, inputs, seed, seed / 2 % 2 == 0));
     ASSERT_TRUE(outcome.status().ok()) << outcome.status();
-    const uint64_t width = dtype == v1::DTYPE_F32 ? 4 : 2;
-    const uint64_t rows = 1024, kv = rows * 2 * (32 + 24), q = rows * 4 * 32, lse = rows * 4;
-    const uint64_t own = width == 4 ? 0 : 4 * (q + kv);
-    constexpr uint64_t kScratch = 4 << 20;
-    for (const RankOutcome& rank : outcome.ranks) {
-      EXPECT_GT(rank.most_memory_held, 0);
-      EXPECT_LE(rank.most_memory_held, own + 4 * lse + 2 * kv * width + 3 * kv * 4 + kScratch);
+    for (int rank = 0; rank < plan->ranks(); ++rank) {
+      const uint64_t held = outcome.shard_bytes[rank] + outcome.ranks[rank].most_memory_held;
+      const uint64_t planned = outcome.memory_expected[rank];
+      EXPECT_LE(held, planned + ScratchBytes(c.spec)) << "rank " << rank;
+      if (planned > 1'000'000) closest = std::max(closest, double(held) / planned);
     }
   }
+  EXPECT_GT(closest, 0.6) << "the reservation is far too large, or nothing was counted";
 }
 
 // --- When something goes wrong
@@ -222,8 +238,9 @@ void ExpectNaNInsteadOfGradients(const LocalRingOptions& options, absl::StatusCo
       EXPECT_EQ(outcome.ranks[rank].statistics.bytes_sent, outcome.bytes_expected[rank]);
     const auto is_nan = [](double d) { return std::isnan(d); };
     const std::vector<double> d_k = ToDoubles(outcome.d_k, v1::DTYPE_F32);
+    const std::vector<double> d_sinks = ToDoubles(outcome.d_sinks, v1::DTYPE_F32);
     EXPECT_TRUE(std::any_of(d_k.begin(), d_k.end(), is_nan));
-    EXPECT_TRUE(std::all_of(outcome.d_sinks.begin(), outcome.d_sinks.end(), is_nan));
+    EXPECT_TRUE(std::all_of(d_sinks.begin(), d_sinks.end(), is_nan));
   }
 }
 

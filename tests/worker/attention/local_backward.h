@@ -1,4 +1,4 @@
-// A backward ring of threads, over the plan of a forward pass.
+// A backward ring of threads, as the workers carry it out, from the assignment's protobuf on.
 #pragma once
 
 #include <functional>
@@ -17,15 +17,17 @@ struct Answered {
 
 struct BackwardOutcome {
   std::vector<RankOutcome> ranks;
-  std::vector<uint64_t> bytes_expected;  // by rank: what its plan says that it sends
+  // By rank: what its plan says that it sends and holds, and what its shards are of the latter.
+  std::vector<uint64_t> bytes_expected, memory_expected, shard_bytes;
   std::vector<std::byte> d_q, d_k, d_v;  // dense, in the spec's dtype
-  std::vector<double> d_sinks;
+  std::vector<std::byte> d_sinks;        // fp32
 
   absl::Status status() const;  // the first that is not OK
 };
 
-// `options.alter` is called with a copy, which the rank's plan is made of.
-BackwardOutcome RunLocallyBackward(const Plan& plan, const Inputs& inputs, const Answered& answered,
-                                   const LocalRingOptions& options = {});
+// `forward` is the plan of the forward pass. `options.alter` is called with a copy of the backward
+// job's assignment.
+BackwardOutcome RunLocallyBackward(const Plan& forward, const Inputs& inputs,
+                                   const Answered& answered, const LocalRingOptions& options = {});
 
 }  // namespace ringserve::test

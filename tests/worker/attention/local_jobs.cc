@@ -11,12 +11,8 @@
 namespace ringserve::test {
 namespace {
 
-bool IsOfQueries(v1::TensorId tensor) {
-  return tensor != v1::TENSOR_ID_K && tensor != v1::TENSOR_ID_V;
-}
-
 ShardMap MapOf(const Plan& plan, v1::TensorId tensor) {
-  return ShardMap(ShapeOf(tensor, plan.spec), IsOfQueries(tensor) ? plan.q : plan.kv);
+  return ShardMap(ShapeOf(tensor, plan.spec), IsOfKeys(tensor) ? plan.kv : plan.q);
 }
 
 // As the coordinator's router and the worker see it: what all ranks have, and a bias that batch
