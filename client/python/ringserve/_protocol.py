@@ -75,5 +75,6 @@ TensorLayout = Enum("TensorLayout", "TENSOR_LAYOUT_")
 TensorId = Enum("TensorId", "TENSOR_ID_")
 
 ATTEND = f"/{_PACKAGE}Attention/Attend"
+ATTEND_BACKWARD = f"/{_PACKAGE}Attention/AttendBackward"
 PLAN = f"/{_PACKAGE}Attention/Plan"
 GET_CLUSTER = f"/{_PACKAGE}Attention/GetCluster"

@@ -41,33 +41,42 @@ class Spec:
         return _spec_of(*_tensors(q, k, v, dtype), layout)
 
 
-class Options(TypedDict, total=False):
+class ComputeOptions(TypedDict, total=False):
     """Which attention is computed and how."""
 
     mask: Mask | Sequence[Mask] | None  # one for all batch rows, or one each; None: full
     scale: float | None  # None: 1 / sqrt(head_dim)
     balancer: str  # auto, contiguous, head-tail, per-document, ptrr
-    rotate: str  # auto, all-to-all, all-gather, pass-q
+    rotate: str  # auto, all-to-all, all-gather, pass-q (forward only)
     workers: int  # 0: the planner chooses
     worker_weights: Sequence[float]
     ptrr_block: int
     ptrr_count_blocks: bool
+
+
+class Options(ComputeOptions, total=False):
+    """Those of a dry run."""
+
     return_lse: bool
 
 
-class AttendOptions(Options, total=False):
-    """Options, and how the call is made."""
+class BackwardOptions(ComputeOptions, total=False):
+    """What else is given, and how the call is made."""
 
     layout: str  # bhsd, bshd: the order of the tensors' dimensions
     dtype: str | None  # "bf16": arrays of uint16 hold the bits of bf16
     bias: Any  # [B or 1, Hq or 1, Tq, Tk], added to the scaled scores; or bool: False hides
     sink_logits: Any  # [Hq], f32: learned sinks
     alibi_slopes: Any  # [Hq], f32
-    lse_without_sinks: bool
+    lse_without_sinks: bool  # lse, and d_lse, are those before the sink logits were added
     deadline: float  # seconds for all attempts together, default 600
     max_attempts: int  # default 5; 1: no retry
     request_id: str  # for the server's logs
     on_retry: Callable[[int, RingserveError], None]  # before each further attempt: its number, and why
+
+
+class AttendOptions(Options, BackwardOptions, total=False):
+    """Those of attend."""
 
 
 def _tensors(q: Any, k: Any, v: Any, dtype: str | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,19 +159,21 @@ def _fill_header(message: Any, spec: Spec, mask: Mask | Sequence[Mask] | None = 
         raise InvalidArgumentError(f"worker_weights are {worker_weights!r}: {error}") from error
 
 
-def plan_request(spec: Spec, **options: Unpack[Options]) -> Any:
+def plan_request(spec: Spec, backward: bool = False, **options: Unpack[Options]) -> Any:
     """The PlanRequest message."""
-    request = _protocol.PlanRequest()
+    request = _protocol.PlanRequest(backward=backward)
     _fill_header(request, spec, **options)
     return request
 
 
-class AttendRequest:
-    """One call of attend: what is sent in each attempt, where the answer goes, and whether to try again."""
+class Request:
+    """One call: what is sent in each attempt, where the answer goes, and whether to try again."""
+
+    method: str  # of the service
 
     def __init__(self, q: Any, k: Any, v: Any, *, layout: str = "bhsd", dtype: str | None = None,
-                 bias: Any = None, sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0, max_attempts: int = 5,
-                 request_id: str = "", on_retry: Callable[[int, RingserveError], None] | None = None,
+                 bias: Any = None, sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0,
+                 max_attempts: int = 5, request_id: str = "", on_retry: Callable[[int, RingserveError], None] | None = None,
                  **options: Any) -> None:
         if not 0 < deadline <= _LONGEST_DEADLINE:
             raise InvalidArgumentError(f"deadline is {deadline} s: must be above 0 and at most {_LONGEST_DEADLINE:.0f}")
@@ -175,17 +186,20 @@ class AttendRequest:
         self._uploads = [(_id(tensor.name), tensor.bytes()) for tensor in tensors]
         if bias is not None:
             self._uploads.append((_id("bias"), self._dense_bias(bias, tensors[0].dtype)))
+        self._extras: dict[str, Tensor] = {}
         for name, extra in (("alibi_slopes", alibi_slopes), ("sink_logits", sink_logits)):
             if extra is not None:
                 _fill(self._header.header.spec, {name: True})
-                self._uploads.append((_id(name), self._per_head(name, extra)))
+                self._extras[name] = self._upload(name, extra, (self._spec.q_heads,), "f32")
         self._tensors = tensors
-        self._return_lse = bool(options.get("return_lse", False))
+        self._out_shape = (*tensors[0].shape[:3], tensors[2].shape[3])
+        self._lse_shape = (self._spec.batch, self._spec.q_heads, self._spec.q_len)
+        self._lse_dtype = "f64" if self._spec.dtype == "f64" else "f32"
+        self._outputs: list[tuple[int, memoryview]] = []
         self._request_id = request_id
         self._deadline, self._end = deadline, time.monotonic() + deadline
         self._max_attempts, self._on_retry = max_attempts, on_retry
         self._accepted = False  # in some attempt
-        self._prepare_outputs(layout)
         self.attempt = 1
         self.connected = False  # in this attempt
         self.cancelled = threading.Event()
@@ -217,22 +231,19 @@ class AttendRequest:
                                               "per_head": heads == spec.q_heads > 1})
         return tensor.bytes()
 
-    def _per_head(self, name: str, value: Any) -> memoryview:
-        tensor = tensor_of(name, value)
-        if tensor.shape != (self._spec.q_heads,) or tensor.dtype != "f32":
-            raise InvalidArgumentError(f"{name} is {tensor.dtype} of shape {tensor.shape}: must be f32 of shape "
-                                       f"({self._spec.q_heads},)")
-        return tensor.bytes()
+    def _upload(self, name: str, value: Any, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Sends it along, where it is of this shape and type."""
+        tensor = tensor_of(name, value, dtype == "bf16")
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise InvalidArgumentError(f"{name} is {tensor.dtype} of shape {tensor.shape}: must be {dtype} of shape {shape}")
+        self._uploads.append((_id(name), tensor.bytes()))
+        return tensor
 
-    def _prepare_outputs(self, layout: str) -> None:
-        q, _, v = self._tensors
-        self._out, view = q.new((*q.shape[:3], v.shape[3]), q.dtype)
-        self._outputs = [(_id("out"), view)]
-        self._lse = None
-        if self._return_lse:
-            shape = (self._spec.batch, self._spec.q_heads, self._spec.q_len)
-            self._lse, view = q.new(shape, "f64" if q.dtype == "f64" else "f32")
-            self._outputs.append((_id("lse"), view))
+    def _expect(self, name: str, like: Tensor, shape: tuple[int, ...], dtype: str) -> Any:
+        """A tensor of the library of `like` that the answer will fill."""
+        tensor, view = like.new(shape, dtype)
+        self._outputs.append((_id(name), view))
+        return tensor
 
     def remaining(self) -> float:
         """Seconds until the deadline, at least 0."""
@@ -282,12 +293,55 @@ class AttendRequest:
             self._on_retry(self.attempt, error)
         return delay
 
+    def result(self, answer: Answer) -> Any:
+        """After the server ended with OK."""
+        raise NotImplementedError
+
+
+class AttendRequest(Request):
+    """One call of attend."""
+
+    method = _protocol.ATTEND
+
+    def __init__(self, q: Any, k: Any, v: Any, **options: Any) -> None:
+        super().__init__(q, k, v, **options)
+        self._q = self._tensors[0]
+        self._out = self._expect("out", self._q, self._out_shape, self._q.dtype)
+        self._lse = None
+        if options.get("return_lse", False):
+            self._lse = self._expect("lse", self._q, self._lse_shape, self._lse_dtype)
+
     def result(self, answer: Answer) -> results.AttendResult:
         """After the server ended with OK."""
         statistics = results.statistics(answer.finish())
-        q = self._tensors[0]
-        return results.AttendResult(q.restored(self._out), None if self._lse is None else q.restored(self._lse),
+        return results.AttendResult(self._q.restored(self._out), None if self._lse is None else self._q.restored(self._lse),
                                     statistics, self.attempt)
+
+
+class BackwardRequest(Request):
+    """One call of backward."""
+
+    method = _protocol.ATTEND_BACKWARD
+
+    def __init__(self, q: Any, k: Any, v: Any, out: Any, lse: Any, d_out: Any, d_lse: Any, **options: Any) -> None:
+        super().__init__(q, k, v, **options)
+        dtype = self._spec.dtype
+        for name, value in (("out", out), ("d_out", d_out)):
+            self._upload(name, value, self._out_shape, dtype)
+        self._upload("lse", lse, self._lse_shape, self._lse_dtype)
+        if d_lse is not None:
+            _fill(self._header.header, {"d_lse": True})
+            self._upload("d_lse", d_lse, self._lse_shape, self._lse_dtype)
+        sinks = self._extras.get("sink_logits")
+        self._gradients = [(tensor, self._expect("d_" + tensor.name, tensor, tensor.shape, tensor.dtype))
+                           for tensor in (*self._tensors, *([] if sinks is None else [sinks]))]
+
+    def result(self, answer: Answer) -> results.BackwardResult:
+        """After the server ended with OK."""
+        statistics = results.statistics(answer.finish())
+        found = [tensor.restored(gradient) for tensor, gradient in self._gradients]
+        d_q, d_k, d_v, d_sinks = found if len(found) == 4 else (*found, None)
+        return results.BackwardResult(d_q, d_k, d_v, d_sinks, statistics, self.attempt)
 
 
 def _id(name: str) -> int:

@@ -65,7 +65,8 @@ def _torch_dtype(name: str, tensor: Any, boolean: bool) -> str:
 
     if tensor.requires_grad and torch.is_grad_enabled():
         raise UnimplementedError(
-            f"{name} requires a gradient: the service computes no backward; call it under torch.no_grad()")
+            f"{name} requires a gradient, and autograd does not see the client's calls: use ringserve.torch.context_parallel, "
+            "or call it under torch.no_grad()")
     names = {torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16"}
     if boolean and tensor.dtype == torch.bool:
         return "bool"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import client as blocking
 from . import results
-from ._request import AttendRequest, Spec
+from ._request import AttendRequest, BackwardRequest, Request, Spec
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._request import AttendOptions, Options
+    from ._request import AttendOptions, BackwardOptions, Options
 
 _MOST_CALLS = 1024  # at a time
 
@@ -46,9 +46,18 @@ class Client:
 
     async def attend(self, q: Any, k: Any, v: Any, **options: Unpack[AttendOptions]) -> results.AttendResult:
         """As ringserve.Client.attend. A task that is cancelled cancels the call; on_retry is called in another thread."""
-        request = AttendRequest(q, k, v, **options)
+        result: results.AttendResult = await self._call(AttendRequest(q, k, v, **options))
+        return result
+
+    async def backward(self, q: Any, k: Any, v: Any, out: Any, lse: Any, d_out: Any, *, d_lse: Any = None,
+                       **options: Unpack[BackwardOptions]) -> results.BackwardResult:
+        """As ringserve.Client.backward, and as attend here."""
+        result: results.BackwardResult = await self._call(BackwardRequest(q, k, v, out, lse, d_out, d_lse, **options))
+        return result
+
+    async def _call(self, request: Request) -> Any:
         loop = asyncio.get_running_loop()
-        answer = loop.run_in_executor(self._threads, self._client._attend, request)
+        answer = loop.run_in_executor(self._threads, self._client._call, request)
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
@@ -57,10 +66,10 @@ class Client:
                 await answer  # until then the thread has the tensors
             raise
 
-    async def plan(self, spec: Spec, **options: Unpack[Options]) -> results.DryRun:
+    async def plan(self, spec: Spec, *, backward: bool = False, **options: Unpack[Options]) -> results.DryRun:
         """As ringserve.Client.plan."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: self._client.plan(spec, **options))
+        return await loop.run_in_executor(self._threads, lambda: self._client.plan(spec, backward=backward, **options))
 
     async def status(self) -> results.ClusterStatus:
         """As ringserve.Client.status."""

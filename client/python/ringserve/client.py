@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from . import _channel, _protocol, results
-from ._request import AttendRequest, Spec, plan_request
+from ._request import AttendRequest, BackwardRequest, Request, Spec, plan_request
 from ._wire import Answer
 from .errors import InvalidArgumentError, RingserveError, UnavailableError, from_grpc
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._request import AttendOptions, Options
+    from ._request import AttendOptions, BackwardOptions, Options
 
 _RETRY_AFTER_SHUTDOWN = 0.5  # seconds
 
@@ -96,12 +96,24 @@ class Client:
         lse_without_sinks, deadline (600 seconds, for all attempts), max_attempts (5), request_id, on_retry.
 
         A lost worker or a full queue is tried again; anything else, or the last attempt's error, is raised as the
-        RingserveError of its status. Tensors must not change before it returns. PyTorch tensors that require a
-        gradient are refused: there is no backward.
+        RingserveError of its status. Tensors must not change before it returns. PyTorch's autograd does not see the call,
+        so tensors that require a gradient are refused: `ringserve.torch` serves those, from `backward`.
         """
-        return self._attend(AttendRequest(q, k, v, **options))
+        result: results.AttendResult = self._call(AttendRequest(q, k, v, **options))
+        return result
 
-    def _attend(self, request: AttendRequest) -> results.AttendResult:
+    def backward(self, q: Any, k: Any, v: Any, out: Any, lse: Any, d_out: Any, *, d_lse: Any = None,
+                 **options: Unpack[BackwardOptions]) -> results.BackwardResult:
+        """The gradients of q, k, v (and sink_logits) from those of `out` and, where it was used, of `lse`.
+
+        `out` and `lse` are what attend gave with return_lse=True for the same tensors; the options are those of that
+        call but return_lse. With lse_without_sinks, `lse` and `d_lse` are of the scores without the sink logits. A bias
+        and alibi_slopes get no gradients; rotate "pass-q" is refused. Retries, errors and tensors as for attend.
+        """
+        result: results.BackwardResult = self._call(BackwardRequest(q, k, v, out, lse, d_out, d_lse, **options))
+        return result
+
+    def _call(self, request: Request) -> Any:
         while True:
             answer = request.answer()
             try:
@@ -112,19 +124,20 @@ class Client:
                 delay = request.delay_after(error, answer)
             request.cancelled.wait(delay)
 
-    def plan(self, spec: Spec, **options: Unpack[Options]) -> results.DryRun:
-        """What `attend` would do with a request of these dims: nothing is computed. Spec.of(q, k, v) has theirs."""
-        return results.dry_run(self._ask(_protocol.PLAN, plan_request(spec, **options), _protocol.PlanResponse))
+    def plan(self, spec: Spec, *, backward: bool = False, **options: Unpack[Options]) -> results.DryRun:
+        """What `attend` (or `backward`) would do with a request of these dims: nothing is computed. Spec.of(q, k, v) has
+        theirs."""
+        return results.dry_run(self._ask(_protocol.PLAN, plan_request(spec, backward, **options), _protocol.PlanResponse))
 
     def status(self) -> results.ClusterStatus:
         """What the cluster is and does now."""
         return results.cluster_status(self._ask(_protocol.GET_CLUSTER, _protocol.GetClusterRequest(), _protocol.GetClusterResponse))
 
-    def _run(self, channel: Any, request: AttendRequest, answer: Answer) -> None:
+    def _run(self, channel: Any, request: Request, answer: Answer) -> None:
         # A connection that was there a moment ago may come back (a coordinator that restarts): then it is awaited.
         patient = request.attempt > 1
-        call = channel.stream_stream(_protocol.ATTEND)(request.messages(), timeout=request.remaining(),
-                                                       wait_for_ready=patient)
+        call = channel.stream_stream(request.method)(request.messages(), timeout=request.remaining(),
+                                                     wait_for_ready=patient)
         lonely = threading.Event()
 
         def give_up() -> None:

@@ -83,6 +83,18 @@ class AttendResult:
 
 
 @dataclass(frozen=True)
+class BackwardResult:
+    """Each gradient as its tensor: shape, library, dtype and device."""
+
+    d_q: Any
+    d_k: Any
+    d_v: Any
+    d_sink_logits: Any  # None without sink_logits
+    statistics: Statistics
+    attempts: int
+
+
+@dataclass(frozen=True)
 class Worker:
     id: str
     address: str

@@ -1,14 +1,29 @@
 """A local cluster for all tests, and a server that does what a test says."""
+import functools
 import os
 import pathlib
 import queue
+import subprocess
+import sys
 from concurrent import futures
 
 import grpc
+import numpy as np
 import pytest
 
 import ringserve
 from ringserve import _protocol
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes a minute; runs only where -m names it")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")
@@ -27,27 +42,44 @@ def source():
     return pathlib.Path(os.environ["RINGSERVE_SOURCE"])
 
 
-class FakeServer:
-    """An Attention service whose Attend is `script(requests, context, attempt)`: it yields messages or aborts."""
+def run_example(source, cluster, name, *arguments):
+    example = subprocess.run([sys.executable, source / "client/python/examples" / name, "--server", cluster.address,
+                              *arguments], capture_output=True, text=True, check=False)
+    assert example.returncode == 0, example.stdout + example.stderr
+    return example.stdout
 
-    def __init__(self, script, address, credentials):
+
+def bf16_bits(x):
+    """Rounded toward zero: any bf16 will do."""
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def widened(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+class FakeServer:
+    """An Attention service whose Attend is `script(requests, context, attempt)`: it yields messages or aborts. So is its
+    AttendBackward, `backward`."""
+
+    def __init__(self, script, address, credentials, backward):
         self.headers = queue.SimpleQueue()
         self.calls = 0
-        self._script = script
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ringserve.v1.Attention", {
-            "Attend": grpc.stream_stream_rpc_method_handler(
-                self._attend, _protocol.AttendRequest.FromString,
-                lambda message: message if isinstance(message, bytes) else message.SerializeToString())}),))
+            method: grpc.stream_stream_rpc_method_handler(
+                functools.partial(self._answer, script), _protocol.AttendRequest.FromString,
+                lambda message: message if isinstance(message, bytes) else message.SerializeToString())
+            for method, script in (("Attend", script), ("AttendBackward", backward))}),))
         port = (self._server.add_insecure_port(address) if credentials is None else
                 self._server.add_secure_port(address, credentials))
         self.address = f"127.0.0.1:{port}"
         self._server.start()
 
-    def _attend(self, requests, context):
+    def _answer(self, script, requests, context):
         self.calls += 1
         self.headers.put(next(requests).header)
-        yield from self._script(requests, context, self.calls)
+        yield from script(requests, context, self.calls)
 
     def stop(self):
         self._server.stop(None).wait()
@@ -57,8 +89,8 @@ class FakeServer:
 def fake_server():
     servers = []
 
-    def start(script, address="127.0.0.1:0", credentials=None):
-        servers.append(FakeServer(script, address, credentials))
+    def start(script, address="127.0.0.1:0", credentials=None, backward=None):
+        servers.append(FakeServer(script, address, credentials, backward))
         return servers[-1]
 
     yield start

@@ -3,7 +3,7 @@
 
   run.py --source ROOT --work DIR --bin BIN --junit FILE [--deps DEPS] [PYTEST ARGUMENTS...]
 
-Needs no network. BIN holds ringctl, ringserve-server and ringserve-worker; DEPS is
+`-m long` runs what takes a minute, and else is left out. Needs no network. BIN holds ringctl, ringserve-server and ringserve-worker; DEPS is
 where `dev` keeps what it fetches: PyTorch and an encoder's weights are used where they are there.
 """
 import argparse

@@ -8,7 +8,7 @@ import pytest
 
 import oracle
 import ringserve
-from conftest import echo
+from conftest import bf16_bits, echo, widened
 from ringserve import errors, masks
 
 TOLERANCE = {"float64": 1e-12, "float32": 3e-6, "float16": 3e-3}
@@ -36,15 +36,6 @@ def test_attends_in_every_dtype_of_numpy(client, dtype):
     check(result, q, k, v, tolerance=TOLERANCE[dtype])
 
 
-def bf16_bits(x):
-    """Rounded toward zero: any bf16 will do."""
-    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def widened(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 def test_attends_in_bf16_by_its_bits(client):
     q, k, v = (bf16_bits(x) for x in tensors())
     result = client.attend(q, k, v, dtype="bf16", workers=2)
@@ -61,18 +52,7 @@ def test_attends_in_bf16_of_ml_dtypes(client):
     check(result, q, k, v, tolerance=2e-2)
 
 
-@pytest.mark.parametrize("mask", [
-    masks.causal(),
-    masks.causal(bottom_right=True),
-    masks.causal(q_offset=-3),
-    masks.causal() & masks.window(left=7, sinks=2),
-    masks.window(3, 4),
-    masks.prefix(9),
-    masks.causal() & masks.documents([10, 0, 12], [5, 3, 30]),
-    masks.blocks(np.random.default_rng(0).random((5, 6)) < 0.5, 7, 8),
-    masks.slices([masks.Slice(0, 20, 0, 40, hi=4), masks.Slice(20, 33, 2, 9, lo=-22)]),
-    masks.slices([]),
-], ids=lambda mask: " ".join(f"{d[0].name}" for d in mask.to_message().ListFields()) or "full")
+@pytest.mark.parametrize("mask", oracle.MASKS, ids=oracle.mask_name)
 def test_a_mask_means_what_the_protocol_says(client, mask):
     q, k, v = tensors(kv_len=45, value_dim=8)
     result = client.attend(q, k, v, mask=mask, return_lse=True, workers=2)
