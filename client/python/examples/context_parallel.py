@@ -21,7 +21,7 @@ HEAD_DIM = WIDTH // HEADS
 
 def rotated(x):
     """Rotary position embedding of [B, H, S, D]."""
-    positions = torch.arange(x.shape[2], dtype=torch.float32)
+    positions = torch.arange(x.shape[2], dtype=x.dtype)
     angles = torch.outer(positions, 10000.0 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM))
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack((even * angles.cos() - odd * angles.sin(), even * angles.sin() + odd * angles.cos()), -1)
@@ -44,6 +44,10 @@ class Block(nn.Module):
         return x + self.feed_forward(self.after(x))
 
 
+def make_model():
+    return nn.Sequential(nn.Embedding(256, WIDTH), *(Block() for _ in range(LAYERS)), nn.Linear(WIDTH, 256))
+
+
 def main():
     flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     flags.add_argument("--tokens", type=int, default=4096)
@@ -51,7 +55,7 @@ def main():
     given = flags.parse_args()
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(256, WIDTH), *(Block() for _ in range(LAYERS)), nn.Linear(WIDTH, 256)).eval()
+    model = make_model().eval()
     text = torch.randint(0, 256, (1, given.tokens))
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -2,11 +2,14 @@
 
     with ringserve.torch.context_parallel(client) as scope:
         y = model(x)
-    print(scope.calls)
+        y.sum().backward()
+    print(scope.calls, scope.backward_calls)
 
-Forward only: a call whose tensors require a gradient is refused, so wrap it in torch.no_grad(). What is served are the
-calls of torch.nn.functional.scaled_dot_product_attention that Python makes, those of nn.MultiheadAttention
-(need_weights=False) included, also of functions that torch.compile compiled; not those inside TorchScript.
+What is served are the calls of torch.nn.functional.scaled_dot_product_attention that Python makes, those of
+nn.MultiheadAttention (need_weights=False) included, also of functions that torch.compile compiled; not those inside
+TorchScript. A call whose query, key or value requires a gradient (or whose scope's sink_logits do) keeps them, its
+result and its log-sum-exp, and its backward is served, too, wherever and in whatever thread that runs; only what runs
+attention once more (torch.utils.checkpoint) has to run backward inside the scope, to have that served.
 """
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -27,34 +31,44 @@ from . import masks
 from .client import Client
 from .errors import InvalidArgumentError, UnimplementedError
 from .masks import Mask
-from .results import Statistics
+from .results import AttendResult, BackwardResult, Statistics
 
 _SERVED = frozenset({functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention,
                      torch.ops.aten.scaled_dot_product_attention.default})
 
-# PyTorch's own, but that it does not hand itself over to the scope again: so that the scope sees the call inside it.
-_multi_head_attention = types.FunctionType(
-    functional.multi_head_attention_forward.__code__,
-    {**vars(functional), "has_torch_function": lambda tensors: False},
-    argdefs=functional.multi_head_attention_forward.__defaults__)
-_multi_head_attention.__kwdefaults__ = functional.multi_head_attention_forward.__kwdefaults__
+
+def _seen_through(function: Any) -> Any:
+    """PyTorch's function, but that it does not hand itself over to the scope again: the scope sees the calls inside it."""
+    alone = {"has_torch_function": lambda tensors: False, "has_torch_function_unary": lambda tensor: False}
+    copy = types.FunctionType(function.__code__, {**function.__globals__, **alone}, argdefs=function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+# What may call scaled_dot_product_attention; backward does in a torch.utils.checkpoint.
+_SEEN_THROUGH = {function: _seen_through(function) for function in (
+    functional.multi_head_attention_forward, torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
+
+_EXTRAS = ("sink_logits", "bias", "alibi_slopes")  # options that may be tensors; the first gets a gradient
 
 
 class context_parallel(contextlib.ContextDecorator):
     """While it lasts, scaled_dot_product_attention on this thread is computed by the service. Also a decorator.
 
     `mask`: one, or one per batch row, that holds beside what a call says by is_causal and attn_mask. `local_fallback`:
-    what cannot be served (dropout, gradients) runs here instead of raising, which a warning says once. Further options
-    (balancer, rotate, workers, deadline, ...) are those of Client.attend. Scopes nest, the innermost serves; one scope
-    may be entered by several threads; nothing is left of it after an exception.
+    what cannot be served (dropout, a gradient of attn_mask) runs here instead of raising, which a warning says once.
+    Further options (balancer, rotate, workers, sink_logits, deadline, ...) are those of Client.attend. Scopes nest, the
+    innermost serves; one scope may be entered by several threads; nothing is left of it after an exception.
 
-    `calls`: how many were served; `statistics`: of the last.
+    `calls`, `backward_calls`: how many forward and backward passes were served; `statistics`, `backward_statistics`: of
+    the last one.
     """
 
     def __init__(self, client: Client, *, mask: Mask | Sequence[Mask] | None = None, local_fallback: bool = False,
                  **options: Any) -> None:
-        self.calls = 0
+        self.calls = self.backward_calls = 0
         self.statistics: Statistics | None = None
+        self.backward_statistics: Statistics | None = None
         self._client = client
         self._mask: list[Mask] = [mask] if isinstance(mask, Mask) else list(mask or ())
         self._local_fallback, self._warned = local_fallback, False
@@ -75,8 +89,8 @@ class context_parallel(contextlib.ContextDecorator):
 
     def _serve(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            call = _Call(self._mask, *args, **kwargs)
-            result = self._client.attend(*call.tensors, **{**call.options, **self._options})
+            call = _Call(self._mask, self._options, *args, **kwargs)
+            out = call.answered(self)
         except UnimplementedError as error:
             if not self._local_fallback:
                 raise
@@ -84,10 +98,21 @@ class context_parallel(contextlib.ContextDecorator):
                 self._warned = True
                 warnings.warn(f"ringserve: an attention call runs locally: {error.message}", stacklevel=4)
             return original(*args, **kwargs)
+        return out.reshape(call.out_shape)
+
+    def _attend(self, tensors: Sequence[torch.Tensor], options: dict[str, Any]) -> AttendResult:
+        result = self._client.attend(*tensors, **options)
         with self._lock:
             self.calls += 1
             self.statistics = result.statistics
-        return result.out.reshape(call.out_shape)
+        return result
+
+    def _backward(self, tensors: Sequence[torch.Tensor], options: dict[str, Any]) -> BackwardResult:
+        result = self._client.backward(*tensors, **options)
+        with self._lock:
+            self.backward_calls += 1
+            self.backward_statistics = result.statistics
+        return result
 
 
 class _Scope(TorchFunctionMode):
@@ -99,9 +124,9 @@ class _Scope(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         if func in _SERVED:
             return self._owner._serve(func, args, kwargs or {})
-        if func is functional.multi_head_attention_forward:
+        if func in _SEEN_THROUGH:
             with self:
-                return _multi_head_attention(*args, **(kwargs or {}))
+                return _SEEN_THROUGH[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -121,10 +146,12 @@ class ContextParallel(torch.nn.Module):
 class _Call:
     """One call of scaled_dot_product_attention in the service's words; names and meaning of arguments are PyTorch's."""
 
-    def __init__(self, scope_masks: list[Mask], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    def __init__(self, scope_masks: list[Mask], scope_options: dict[str, Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                  attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
                  scale: float | None = None, enable_gqa: bool = False) -> None:
         _check(query, key, value, attn_mask, dropout_p, is_causal)
+        for name, tensor in (("attn_mask", attn_mask), *((name, scope_options.get(name)) for name in _EXTRAS[1:])):
+            _check_needs_no_gradient(name, tensor)
         lead = torch.broadcast_shapes(*(x.shape[:-3] for x in (query, key, value)))
         self.tensors = tuple(_with_batch(_autocast(x), lead) for x in (query, key, value))
         q, k, v = self.tensors
@@ -145,14 +172,69 @@ class _Call:
             else:
                 found = _joined(found, own)
         self.options["mask"] = found or None
+        self.options.update(scope_options)
+
+    def answered(self, scope: context_parallel) -> torch.Tensor:
+        """Out, by the service: with a backward where autograd will ask for one."""
+        differentiated = (*self.tensors, self.options.get(_EXTRAS[0]))
+        if not torch.is_grad_enabled() or not any(isinstance(x, torch.Tensor) and x.requires_grad for x in differentiated):
+            return scope._attend(self.tensors, self.options).out
+        if self.options.get("rotate") == "pass-q":
+            raise UnimplementedError('rotate is "pass-q": a call with a backward needs one of the other methods')
+        extras = [value if isinstance(value := self.options.get(name), torch.Tensor) else None for name in _EXTRAS]
+        out, _ = _Attention.apply(scope, self.options, *self.tensors, *extras)
+        return out
+
+
+class _Attention(torch.autograd.Function):
+    """(out, lse) of q, k, v and _EXTRAS. These are inputs, so that autograd notices who changes them before backward."""
+
+    @staticmethod
+    def forward(scope: context_parallel, options: dict[str, Any], *inputs: Any) -> Any:
+        result = scope._attend(inputs[:3], {**_with_extras(options, inputs[3:]), "return_lse": True})
+        return result.out, result.lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.scope, ctx.options, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: torch.Tensor, _: Any) -> Any:
+        q, k, v, sinks, *others, out, lse = ctx.saved_tensors
+        gradients = _Gradients.apply(ctx.scope, ctx.options, q, k, v, out, lse, d_out, sinks, *others)
+        return (None, None, *gradients, *(None for _ in others))
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward of _Attention: a function of its own, so that it is this one that autograd asks for a second one."""
+
+    @staticmethod
+    def forward(scope: context_parallel, options: dict[str, Any], *inputs: Any) -> Any:
+        options = {name: value for name, value in _with_extras(options, inputs[6:]).items() if name != "return_lse"}
+        found = scope._backward(inputs[:6], options)
+        return found.d_q, found.d_k, found.d_v, None if inputs[6] is None else found.d_sink_logits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise UnimplementedError("attention is differentiated twice: the service computes first gradients only")
+
+
+def _with_extras(options: dict[str, Any], extras: Sequence[Any]) -> dict[str, Any]:
+    return {**options, **{name: value for name, value in zip(_EXTRAS, extras) if value is not None}}
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None,
            dropout_p: float, is_causal: bool) -> None:
     given = [("query", query), ("key", key), ("value", value)] + ([] if attn_mask is None else [("attn_mask", attn_mask)])
     for name, tensor in given:
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise UnimplementedError(f"{name} requires a gradient: the service computes no backward; call it under torch.no_grad()")
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise UnimplementedError(f"{name} has a tangent: forward-mode derivatives are not served")
         if tensor.layout != torch.strided or tensor.is_nested:
             raise UnimplementedError(f"{name} is nested or sparse: only dense tensors are served")
     if dropout_p > 0:
@@ -164,6 +246,11 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mas
             raise InvalidArgumentError(f"{name} has shape {tuple(tensor.shape)}: must have at least 2 dimensions")
         if tensor.ndim != query.ndim and min(tensor.ndim, query.ndim) < 3:
             raise InvalidArgumentError(f"{name} has {tensor.ndim} dimensions, query has {query.ndim}")
+
+
+def _check_needs_no_gradient(name: str, tensor: Any) -> None:
+    if isinstance(tensor, torch.Tensor) and tensor.requires_grad and torch.is_grad_enabled():
+        raise UnimplementedError(f"{name} requires a gradient: the service computes those of query, key, value and sink_logits")
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:
