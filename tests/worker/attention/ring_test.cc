@@ -110,7 +110,7 @@ TEST(Fixtures, OfPyTorchsRingAreMet) {
       const Errors ours = ErrorsOf(spec, reference, outcome.out, outcome.lse);
       // PyTorch's errors are another processor's: a few roundings more or less are its kernels'.
       // One of a score weighs as much as the score is large.
-      const double roundings = std::max(4., Largest(reference.lse));
+      const double roundings = std::max(5., Largest(reference.lse));
       const double floor_out = roundings * reference.largest_value * UnitRoundoff(spec.dtype());
       const double floor_lse = spec.dtype() == v1::DTYPE_F32 ? 2e-6 : 1e-4;
       EXPECT_LE(ours.out, std::max(floor_out, 2 * c.at("max_abs_error").at("out").get<double>()));

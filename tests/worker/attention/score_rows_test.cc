@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <span>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -35,7 +36,7 @@ struct Matrix {
     std::vector<double> normal(rows * stride);
     for (double& number : normal) number = random.Normal();
     const std::vector<std::byte> bytes = FromDoubles(normal, kType<Number>);
-    std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    std::ranges::copy(bytes, std::as_writable_bytes(std::span(numbers)).begin());
     exact = ToDoubles(bytes, kType<Number>);
   }
 };
