@@ -11,8 +11,10 @@
 // of bands travels as those; any other as a bias. A bias of float32 beside 16-bit tensors that does
 // not fit into their type makes the call one of float32.
 //
-// What cannot be served throws: tensors that require a gradient, dropout, nested, sparse,
-// quantised, complex and integer tensors, devices other than CPU.
+// Tensors that require a gradient get it: the backward pass asks the same service, and may do so
+// after the scope has ended. What cannot be served throws: dropout, nested, sparse, quantised,
+// complex and integer tensors, devices other than CPU, an attn_mask that requires a gradient,
+// gradients of gradients (create_graph), forward mode.
 #pragma once
 
 #include <cstdint>
@@ -32,8 +34,9 @@ class AttentionService;
 struct ContextParallelOptions {
   // None, one, or one per batch row: hold beside what a call says by is_causal and attn_mask.
   std::vector<v1::Mask> masks;
-  // Balancer, rotate method, number of workers and so on. return_lse and lse_without_sinks are the
-  // scope's own and stay false.
+  // Balancer, rotate method, number of workers and so on. Backward passes, which have no pass-Q,
+  // let the service choose in its place. return_lse and lse_without_sinks are the scope's own and
+  // stay false.
   v1::AttentionOptions attention;
   CallOptions call;
   // What cannot be served runs here instead of throwing, which a warning says once. Not together
@@ -41,9 +44,10 @@ struct ContextParallelOptions {
   bool local_fallback = false;
 };
 
-// Thrown by calls of at::scaled_dot_product_attention. status(): UNIMPLEMENTED for what cannot be
-// served, INVALID_ARGUMENT for what PyTorch refuses, too, or the scope's masks do not allow, else
-// as Client::Attend. TorchScript wraps it into an exception of its own, with the same words.
+// Thrown by calls of at::scaled_dot_product_attention, and by backward passes through them.
+// status(): UNIMPLEMENTED for what cannot be served, INVALID_ARGUMENT for what PyTorch refuses,
+// too, or the scope's masks do not allow, else as Client::Attend and Client::AttendBackward.
+// TorchScript wraps it into an exception of its own, with the same words.
 class ContextParallelError : public std::runtime_error {
  public:
   explicit ContextParallelError(absl::Status status);
@@ -57,13 +61,15 @@ class ContextParallelError : public std::runtime_error {
 class ServedCalls {
  public:
   virtual ~ServedCalls() = default;
-  virtual int64_t calls() const = 0;
-  virtual std::optional<v1::Statistics> statistics() const = 0;  // of the last
+  virtual int64_t calls() const = 0;                             // forward
+  virtual int64_t backward_calls() const = 0;                    // of backward passes through those
+  virtual std::optional<v1::Statistics> statistics() const = 0;  // of the last of either
 };
 
 // A scope: ends on the thread where it began, after those that began in it. Scopes nest, the
 // innermost serves. Other threads are not affected, but tasks that this one starts through LibTorch
-// (fork in TorchScript, at::launch, at::ThreadLocalState) take the scope along.
+// (fork in TorchScript, at::launch, at::ThreadLocalState) take the scope along, as the
+// recomputation in a backward pass that begins in it does.
 class ContextParallel {
  public:
   // Throws ContextParallelError, INVALID_ARGUMENT, where the options contradict each other.
@@ -73,6 +79,7 @@ class ContextParallel {
   ContextParallel& operator=(const ContextParallel&) = delete;
 
   int64_t calls() const;
+  int64_t backward_calls() const;
   std::optional<v1::Statistics> statistics() const;
 
  private:

@@ -18,6 +18,8 @@ ContextParallel::~ContextParallel() = default;
 
 int64_t ContextParallel::calls() const { return service_->calls(); }
 
+int64_t ContextParallel::backward_calls() const { return service_->backward_calls(); }
+
 std::optional<v1::Statistics> ContextParallel::statistics() const { return service_->statistics(); }
 
 std::shared_ptr<const ServedCalls> EnableContextParallelDispatcher(std::shared_ptr<Client> client,

@@ -34,9 +34,19 @@ AttentionService::AttentionService(std::shared_ptr<Client> client, ContextParall
 
 absl::Status AttentionService::Attend(const v1::AttendHeader& header, const AttendInputs& inputs,
                                       const AttendOutputs& outputs) {
-  absl::StatusOr<AttendResult> result = client_->Attend(header, inputs, outputs, options_.call);
+  return Count(client_->Attend(header, inputs, outputs, options_.call), calls_);
+}
+
+absl::Status AttentionService::AttendBackward(const v1::AttendHeader& header,
+                                              const BackwardInputs& inputs,
+                                              const BackwardOutputs& outputs) {
+  return Count(client_->AttendBackward(header, inputs, outputs, options_.call), backward_calls_);
+}
+
+absl::Status AttentionService::Count(absl::StatusOr<AttendResult> result,
+                                     std::atomic<int64_t>& calls) {
   if (!result.ok()) return result.status();
-  ++calls_;
+  ++calls;
   absl::MutexLock lock(&mu_);
   statistics_ = std::move(result->statistics);
   return absl::OkStatus();

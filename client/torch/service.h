@@ -21,20 +21,25 @@ class AttentionService : public ServedCalls {
 
   const ContextParallelOptions& options() const { return options_; }
 
-  // Blocks; statuses as Client::Attend.
+  // Block; statuses as Client's.
   absl::Status Attend(const v1::AttendHeader& header, const AttendInputs& inputs,
                       const AttendOutputs& outputs);
+  absl::Status AttendBackward(const v1::AttendHeader& header, const BackwardInputs& inputs,
+                              const BackwardOutputs& outputs);
 
   // Whether a call that `why` keeps from being served runs locally; warns the first time.
   bool FallsBack(const absl::Status& why);
 
   int64_t calls() const override { return calls_; }
+  int64_t backward_calls() const override { return backward_calls_; }
   std::optional<v1::Statistics> statistics() const override;
 
  private:
+  absl::Status Count(absl::StatusOr<AttendResult> result, std::atomic<int64_t>& calls);
+
   const std::shared_ptr<Client> client_;
   const ContextParallelOptions options_;
-  std::atomic<int64_t> calls_ = 0;
+  std::atomic<int64_t> calls_ = 0, backward_calls_ = 0;
   std::atomic<bool> warned_ = false;
   mutable absl::Mutex mu_;
   std::optional<v1::Statistics> statistics_ ABSL_GUARDED_BY(mu_);

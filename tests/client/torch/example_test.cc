@@ -16,7 +16,7 @@ TEST(Example, GivesTheSameNumbersHereAndServed) {
       spawner.Start(Binary("context_parallel_example"), {cluster.address(), "300"});
   EXPECT_EQ(example->WaitForExit(), 0) << example->output() << example->log();
   EXPECT_THAT(example->output(), ::testing::HasSubstr("300 tokens, 2 layers"));
-  EXPECT_THAT(example->output(), ::testing::HasSubstr("in 2 calls"));
+  EXPECT_THAT(example->output(), ::testing::HasSubstr("2 calls and 2 backward"));
 }
 
 TEST(Example, SaysWhyItFails) {

@@ -29,9 +29,6 @@ TEST(Refusal, NamesWhatOnlyPyTorchComputes) {
   input.dropout_p = 0.1;
   refused(input, "dropout_p is 0.1");
   input = Plain();
-  input.key = input.key.clone().requires_grad_();
-  refused(input, "requires a gradient");
-  input = Plain();
   input.attn_mask = at::zeros({9, 9}).requires_grad_();
   refused(input, "attn_mask requires a gradient");
   input = Plain();
