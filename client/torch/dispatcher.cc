@@ -106,16 +106,14 @@ class Silence : public c10::WarningHandler {
 // kernel for all devices. Ours stands in its place from the first scope on, and calls it where none
 // is.
 void TakeOver() {
-  static const auto* const registration = [] {
+  static const torch::Library registration = [] {
     Silence silence;
     const c10::WarningUtils::WarningHandlerGuard silent(&silence);
-    auto* library =
-        new torch::Library(torch::Library::IMPL, "aten",
+    torch::Library library(torch::Library::IMPL, "aten",
                            c10::DispatchKey::CompositeImplicitAutograd, __FILE__, __LINE__);
-    library->impl("scaled_dot_product_attention", &Sdpa);
+    library.impl("scaled_dot_product_attention", &Sdpa);
     return library;
   }();
-  static_cast<void>(registration);
 }
 
 }  // namespace

@@ -212,7 +212,7 @@ TEST_F(SdpaTest, HowItIsComputedIsTheScopesChoice) {
   const ContextParallel scope(client(), options);
   Sdpa(input);
   ASSERT_TRUE(scope.statistics().has_value());
-  const v1::PlanSummary& plan = scope.statistics()->plan();
+  const v1::PlanSummary plan = scope.statistics()->plan();
   EXPECT_EQ(plan.balancer(), v1::BALANCER_HEAD_TAIL);
   EXPECT_EQ(plan.rotate(), v1::ROTATE_METHOD_ALL_GATHER);
   EXPECT_EQ(plan.workers(), 2);
