@@ -88,19 +88,6 @@ def local_cluster(bin_folder, log):
         up.wait()
 
 
-def install_peer(deps):
-    """PyTorch with all that `import torch` needs, in a folder of its own."""
-    folder = deps / "torch-2.15.0-cp311-full"
-    if not folder.exists():
-        note(f"==> Fetching PyTorch 2.15.0 with its CUDA libraries (5.4 GB, once) into {folder}")
-        partial = folder.with_suffix(".partial")
-        subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes",
-                        "--only-binary=:all:", "--no-cache-dir", "--python-version", "3.11", "--disable-pip-version-check", "--root-user-action=ignore", "--no-compile",
-                        "--upgrade", "--target", partial, "-r", HERE / "peer.txt"], check=True, stdout=sys.stderr)
-        partial.rename(folder)
-    return folder
-
-
 @contextlib.contextmanager
 def peer_ring(folder, scratch):
     environment = dict(os.environ, PYTHONPATH=str(folder), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1")
@@ -178,12 +165,11 @@ def show_compare(rows):
 
 
 def compare(given, scratch, log):
-    peer_folder = install_peer(given.deps) if given.peers else None
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(local_cluster(given.bin, log))
         stopwatch = Program([given.bin / "ringserve_bench", "--server", cluster["address"]])
         stack.callback(stopwatch.close)
-        peers = stack.enter_context(peer_ring(peer_folder, scratch)) if given.peers else []
+        peers = stack.enter_context(peer_ring(given.deps / "torch-2.15.0-cp311-full", scratch)) if given.peers else []
         rows = []
         for length, dtype in SHAPES:
             if given.lengths and length not in given.lengths:

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="PyTorch is not importable: ./dev bench --peers brings it")
+torch = pytest.importorskip("torch", reason="PyTorch is not importable: ./dev setup --pytorch brings it")
 
 import ringserve  # noqa: E402
 import ringserve.torch  # noqa: E402
