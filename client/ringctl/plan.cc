@@ -26,6 +26,7 @@ struct PlanOptions {
   RequestOptions request;
   std::string layout = "bhsd";
   std::string picture;
+  bool backward = false;
   bool json = false;
 };
 
@@ -78,7 +79,8 @@ int RunPlan(const PlanOptions& options, const ClientOptions& client_options) {
   const absl::StatusOr<ExtrasFiles> extras =
       OpenExtras(options.request.extras, *request.mutable_spec(), inputs);
   if (!extras.ok()) return Misused(extras.status());
-  request.mutable_options()->set_return_lse(true);
+  request.mutable_options()->set_return_lse(!options.backward);
+  request.set_backward(options.backward);
 
   absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(client_options);
   if (!client.ok()) return Misused(client.status());
@@ -113,10 +115,13 @@ void AddPlanCommand(CLI::App& app, Invocation& invocation) {
       ->check(CLI::IsMember(TensorLayoutNames()))
       ->capture_default_str();
   AddRequestOptions(*command, options->request);
-  command
-      ->add_option("--picture", options->picture,
-                   "Draw mask, layout and work per rank into this file, .svg or .png")
-      ->type_name("FILE");
+  CLI::Option* picture =
+      command
+          ->add_option("--picture", options->picture,
+                       "Draw mask, layout and work per rank into this file, .svg or .png")
+          ->type_name("FILE");
+  command->add_flag("--backward", options->backward, "Of its gradients (AttendBackward)")
+      ->excludes(picture);
   command->add_flag("--json", options->json, "One JSON object");
   command->callback([options, &invocation] {
     invocation.run = [options, &invocation] { return RunPlan(*options, invocation.client); };

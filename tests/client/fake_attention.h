@@ -56,6 +56,7 @@ class FakeAttention : private v1::Attention::Service {
   grpc::Status Plan(grpc::ServerContext*, const v1::PlanRequest* request,
                     v1::PlanResponse* response) override {
     response->mutable_plan()->set_workers(request->options().workers());
+    if (request->backward()) response->mutable_plan()->set_reason("backward");
     return grpc::Status::OK;
   }
   grpc::Status GetCluster(grpc::ServerContext*, const v1::GetClusterRequest*,

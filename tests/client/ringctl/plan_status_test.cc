@@ -41,6 +41,17 @@ TEST_F(PlanStatus, PlanAsksTheServer) {
   }
 }
 
+TEST_F(PlanStatus, PlanAsksForThatOfTheGradients) {
+  const std::vector<std::string> forward = {"plan", "--q-heads",  "8",  "--q-len",
+                                            "100",  "--head-dim", "64", "--json"};
+  std::vector<std::string> backward = forward;
+  backward.push_back("--backward");
+  EXPECT_EQ(Ringctl(forward).Json()["reason"], "");
+  EXPECT_EQ(Ringctl(backward).Json()["reason"], "backward");
+  backward.insert(backward.end(), {"--picture", "plan.svg"});
+  EXPECT_EQ(Ringctl(backward).exit, kExitUsage);
+}
+
 TEST_F(PlanStatus, PlanSaysWhichDimIsMissingOrWrong) {
   struct Wrong {
     std::vector<std::string> arguments;
