@@ -63,7 +63,8 @@ class ServedCalls {
   virtual ~ServedCalls() = default;
   virtual int64_t calls() const = 0;                             // forward
   virtual int64_t backward_calls() const = 0;                    // of backward passes through those
-  virtual std::optional<v1::Statistics> statistics() const = 0;  // of the last of either
+  virtual std::optional<v1::Statistics> statistics() const = 0;  // of the last of each
+  virtual std::optional<v1::Statistics> backward_statistics() const = 0;
 };
 
 // A scope: ends on the thread where it began, after those that began in it. Scopes nest, the
@@ -81,6 +82,7 @@ class ContextParallel {
   int64_t calls() const;
   int64_t backward_calls() const;
   std::optional<v1::Statistics> statistics() const;
+  std::optional<v1::Statistics> backward_statistics() const;
 
  private:
   struct Entered;

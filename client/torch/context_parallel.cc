@@ -22,6 +22,10 @@ int64_t ContextParallel::backward_calls() const { return service_->backward_call
 
 std::optional<v1::Statistics> ContextParallel::statistics() const { return service_->statistics(); }
 
+std::optional<v1::Statistics> ContextParallel::backward_statistics() const {
+  return service_->backward_statistics();
+}
+
 std::shared_ptr<const ServedCalls> EnableContextParallelDispatcher(std::shared_ptr<Client> client,
                                                                    ContextParallelOptions options) {
   auto service = std::make_shared<AttentionService>(std::move(client), std::move(options));

@@ -26,6 +26,24 @@ absl::Status Check(const Client* client, const ContextParallelOptions& options) 
 ContextParallelError::ContextParallelError(absl::Status status)
     : std::runtime_error("ringserve: " + status.ToString()), status_(std::move(status)) {}
 
+absl::Status Tally::Count(absl::StatusOr<AttendResult> result) {
+  if (!result.ok()) return result.status();
+  absl::MutexLock lock(&mu_);
+  ++calls_;
+  statistics_ = std::move(result->statistics);
+  return absl::OkStatus();
+}
+
+int64_t Tally::calls() const {
+  absl::MutexLock lock(&mu_);
+  return calls_;
+}
+
+std::optional<v1::Statistics> Tally::statistics() const {
+  absl::MutexLock lock(&mu_);
+  return statistics_;
+}
+
 AttentionService::AttentionService(std::shared_ptr<Client> client, ContextParallelOptions options)
     : client_(std::move(client)), options_(std::move(options)) {
   const absl::Status status = Check(client_.get(), options_);
@@ -34,22 +52,13 @@ AttentionService::AttentionService(std::shared_ptr<Client> client, ContextParall
 
 absl::Status AttentionService::Attend(const v1::AttendHeader& header, const AttendInputs& inputs,
                                       const AttendOutputs& outputs) {
-  return Count(client_->Attend(header, inputs, outputs, options_.call), calls_);
+  return forward_.Count(client_->Attend(header, inputs, outputs, options_.call));
 }
 
 absl::Status AttentionService::AttendBackward(const v1::AttendHeader& header,
                                               const BackwardInputs& inputs,
                                               const BackwardOutputs& outputs) {
-  return Count(client_->AttendBackward(header, inputs, outputs, options_.call), backward_calls_);
-}
-
-absl::Status AttentionService::Count(absl::StatusOr<AttendResult> result,
-                                     std::atomic<int64_t>& calls) {
-  if (!result.ok()) return result.status();
-  ++calls;
-  absl::MutexLock lock(&mu_);
-  statistics_ = std::move(result->statistics);
-  return absl::OkStatus();
+  return backward_.Count(client_->AttendBackward(header, inputs, outputs, options_.call));
 }
 
 bool AttentionService::FallsBack(const absl::Status& why) {
@@ -57,11 +66,6 @@ bool AttentionService::FallsBack(const absl::Status& why) {
   if (!warned_.exchange(true))
     TORCH_WARN("ringserve: an attention call runs locally: ", std::string(why.message()));
   return true;
-}
-
-std::optional<v1::Statistics> AttentionService::statistics() const {
-  absl::MutexLock lock(&mu_);
-  return statistics_;
 }
 
 }  // namespace ringserve

@@ -13,6 +13,20 @@
 
 namespace ringserve {
 
+// How many calls were served, and the statistics of the last. Thread safe.
+class Tally {
+ public:
+  // OK where `result` is.
+  absl::Status Count(absl::StatusOr<AttendResult> result);
+  int64_t calls() const;
+  std::optional<v1::Statistics> statistics() const;
+
+ private:
+  mutable absl::Mutex mu_;
+  int64_t calls_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<v1::Statistics> statistics_ ABSL_GUARDED_BY(mu_);
+};
+
 // Thread safe.
 class AttentionService : public ServedCalls {
  public:
@@ -30,19 +44,18 @@ class AttentionService : public ServedCalls {
   // Whether a call that `why` keeps from being served runs locally; warns the first time.
   bool FallsBack(const absl::Status& why);
 
-  int64_t calls() const override { return calls_; }
-  int64_t backward_calls() const override { return backward_calls_; }
-  std::optional<v1::Statistics> statistics() const override;
+  int64_t calls() const override { return forward_.calls(); }
+  int64_t backward_calls() const override { return backward_.calls(); }
+  std::optional<v1::Statistics> statistics() const override { return forward_.statistics(); }
+  std::optional<v1::Statistics> backward_statistics() const override {
+    return backward_.statistics();
+  }
 
  private:
-  absl::Status Count(absl::StatusOr<AttendResult> result, std::atomic<int64_t>& calls);
-
   const std::shared_ptr<Client> client_;
   const ContextParallelOptions options_;
-  std::atomic<int64_t> calls_ = 0, backward_calls_ = 0;
+  Tally forward_, backward_;
   std::atomic<bool> warned_ = false;
-  mutable absl::Mutex mu_;
-  std::optional<v1::Statistics> statistics_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace ringserve

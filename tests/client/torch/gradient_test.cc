@@ -51,6 +51,9 @@ class GradientTest : public ServedTest {
     ASSERT_NO_THROW(given = GradientsOf(Leaves(input), d_out));
     EXPECT_EQ(scope.calls(), 1);
     EXPECT_EQ(scope.backward_calls(), 1);
+    EXPECT_TRUE(scope.statistics().has_value());
+    ASSERT_TRUE(scope.backward_statistics().has_value());
+    EXPECT_NE(scope.backward_statistics()->plan().rotate(), v1::ROTATE_METHOD_PASS_Q);
     const auto expect = [&](const at::Tensor& a, const at::Tensor& b) {
       const double size = std::max(1.0, b.abs().max().item<double>());
       EXPECT_EQ(WhatDiffers(a, b, type, 2 * size * ToleranceOf(type)), "");

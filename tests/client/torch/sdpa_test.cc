@@ -192,6 +192,14 @@ TEST_F(SdpaTest, TheScopesMasksHoldBesideTheCallsOwn) {
                          : mask.masked_fill(seen.logical_not(), -kInfinity);
     ExpectServed(input, {.masks = {window}}, same);
   }
+  // Bands count from the sequence's start, whatever the scope's documents.
+  v1::Mask documents;
+  documents.mutable_documents()->mutable_q_lengths()->Add(20);
+  documents.mutable_documents()->mutable_q_lengths()->Add(13);
+  input.attn_mask = at::ones({33, 33}, at::kBool).tril().triu(-9);
+  same.attn_mask = input.attn_mask->clone();
+  same.attn_mask->narrow(0, 20, 13).narrow(1, 0, 20).fill_(false);
+  ExpectServed(input, {.masks = {documents}}, same);
   // One per batch row, of the scope and of the call.
   v1::Mask full;
   input.attn_mask = at::ones({2, 1, 1, 33}, at::kBool);
