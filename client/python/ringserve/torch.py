@@ -50,15 +50,17 @@ _SEEN_THROUGH = {function: _seen_through(function) for function in (
     functional.multi_head_attention_forward, torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)}
 
 _EXTRAS = ("sink_logits", "bias", "alibi_slopes")  # options that may be tensors; the first gets a gradient
+_ANSWERS = (*_EXTRAS, "mask", "scale")  # options that another answer comes of
 
 
 class context_parallel(contextlib.ContextDecorator):
     """While it lasts, scaled_dot_product_attention on this thread is computed by the service. Also a decorator.
 
     `mask`: one, or one per batch row, that holds beside what a call says by is_causal and attn_mask. `local_fallback`:
-    what cannot be served (dropout, a gradient of attn_mask) runs here instead of raising, which a warning says once.
-    Further options (balancer, rotate, workers, sink_logits, deadline, ...) are those of Client.attend. Scopes nest, the
-    innermost serves; one scope may be entered by several threads; nothing is left of it after an exception.
+    what cannot be served (dropout, a gradient of attn_mask) runs here instead of raising, which a warning says once;
+    not beside what a local run would not have: a mask, bias, alibi_slopes, sink_logits or scale of the scope.
+    Further options (balancer, rotate, workers, sink_logits, deadline, ...) are those of Client.attend; a `scale` is for
+    calls that have none. Scopes nest, the innermost serves; one scope may be entered by several threads; nothing is left of it after an exception.
 
     `calls`, `backward_calls`: how many forward and backward passes were served; `statistics`, `backward_statistics`: of
     the last one.
@@ -70,6 +72,11 @@ class context_parallel(contextlib.ContextDecorator):
         self.statistics: Statistics | None = None
         self.backward_statistics: Statistics | None = None
         self._client = client
+        for name in options.keys() & {"layout", "dtype", "return_lse"}:
+            raise InvalidArgumentError(f"{name} is the scope's own: what a call hands over says it")
+        own = [name for name, value in {"mask": mask, **options}.items() if name in _ANSWERS and value is not None]
+        if local_fallback and own:
+            raise InvalidArgumentError(f"local_fallback is set beside {own[0]}: what runs locally would not have it")
         self._mask: list[Mask] = [mask] if isinstance(mask, Mask) else list(mask or ())
         self._local_fallback, self._warned = local_fallback, False
         self._options = options
@@ -146,8 +153,8 @@ class ContextParallel(torch.nn.Module):
 class _Call:
     """One call of scaled_dot_product_attention in the service's words; names and meaning of arguments are PyTorch's."""
 
-    def __init__(self, scope_masks: list[Mask], scope_options: dict[str, Any], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                 attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    def __init__(self, scope_masks: list[Mask], scope_options: dict[str, Any], query: torch.Tensor, key: torch.Tensor,
+                 value: torch.Tensor, attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
                  scale: float | None = None, enable_gqa: bool = False) -> None:
         _check(query, key, value, attn_mask, dropout_p, is_causal)
         for name, tensor in (("attn_mask", attn_mask), *((name, scope_options.get(name)) for name in _EXTRAS[1:])):
@@ -161,18 +168,21 @@ class _Call:
         heads = query.shape[-3:-2]  # none where the call has no dimension for them
         self.out_shape = (*lead, *heads, q.shape[2], v.shape[3])
         found = scope_masks
-        self.options: dict[str, Any] = {"scale": scale}
+        self.options = dict(scope_options)
+        if scale is not None:
+            self.options["scale"] = scale
         if is_causal:
             found = [_made_causal(mask) for mask in found or [Mask()]]
         elif attn_mask is not None:
             dense = _shrunk(_seen(_dense(attn_mask, lead, q.shape[1], q.shape[2], k.shape[2])))
             own = _recognised(dense)
+            if own is None and self.options.get("bias") is not None:
+                raise InvalidArgumentError("attn_mask is no mask of bands, and the scope has a bias: a request takes one")
             if own is None:
                 self.options["bias"] = dense if dense.dtype == torch.bool else dense.to(q.dtype)
             else:
                 found = _joined(found, own)
         self.options["mask"] = found or None
-        self.options.update(scope_options)
 
     def answered(self, scope: context_parallel) -> torch.Tensor:
         """Out, by the service: with a backward where autograd will ask for one."""

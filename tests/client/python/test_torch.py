@@ -188,6 +188,35 @@ def test_who_asks_for_it_gets_a_local_answer_and_is_told_once(client):
     assert len(told) == 1 and scope.calls == 0
 
 
+@pytest.mark.parametrize("name, value", [("mask", masks.Mask(causal=True)), ("scale", 0.5), ("bias", torch.zeros(1, 1, 33, 33)),
+                                         ("alibi_slopes", torch.zeros(4)), ("sink_logits", torch.zeros(4))])
+def test_nothing_runs_locally_beside_what_it_would_not_have(client, name, value):
+    with pytest.raises(errors.InvalidArgumentError, match=f"local_fallback is set beside {name}"):
+        ringserve.torch.context_parallel(client, local_fallback=True, **{name: value})
+
+
+def test_a_scale_of_the_scope_is_for_calls_without(client):
+    check(ringserve.torch.context_parallel(client, scale=0.25), *tensors(1), scale=0.5)
+    q, k, v = tensors(1)
+    with ringserve.torch.context_parallel(client, scale=0.25):
+        found = SDPA(q, k, v)
+    torch.testing.assert_close(found, SDPA(q, k, v, scale=0.25), rtol=0, atol=3e-6)
+
+
+def test_a_dense_attn_mask_beside_a_bias_of_the_scope_is_refused(client):
+    q, k, v = tensors(1)
+    with ringserve.torch.context_parallel(client, bias=torch.zeros(1, 1, 33, 33)):
+        with pytest.raises(errors.InvalidArgumentError, match="a request takes one"):
+            SDPA(q, k, v, attn_mask=torch.randn(33, 33))
+        SDPA(q, k, v, attn_mask=torch.ones(33, 33, dtype=torch.bool).tril())
+
+
+@pytest.mark.parametrize("name, value", [("layout", "bshd"), ("dtype", "bf16"), ("return_lse", True)])
+def test_what_calls_say_is_no_option_of_the_scope(client, name, value):
+    with pytest.raises(errors.InvalidArgumentError, match=f"{name} is the scope's own"):
+        ringserve.torch.context_parallel(client, **{name: value})
+
+
 def test_scopes_nest_and_the_innermost_serves(client):
     outer, inner = (ringserve.torch.context_parallel(client) for _ in range(2))
     q, k, v = tensors(1)
