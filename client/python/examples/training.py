@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """The causal model of context_parallel.py learns a text twice, with its attention served forward and backward, and locally.
 
-  RINGSERVE_BIN=build/release/bin python3 client/python/examples/training.py [--steps N] [--tokens N] [--server HOST:PORT] [TEXT]
+  RINGSERVE_BIN=build/release/bin python3 client/python/examples/training.py [--steps N] [--tokens N] [--server HOST:PORT]
+      [--script FOLDER] [TEXT]
 
 Both start from the same random weights and see the same pieces of the text (default: Debian's GPL-3). So few steps of so
-small a model show plumbing, not language.
+small a model show plumbing, not language. --script writes the trained model as TorchScript, with an input, for
+client/torch/examples/served_module.cc.
 """
 import argparse
 import contextlib
@@ -16,6 +18,7 @@ from torch.nn import functional
 
 import ringserve
 import ringserve.torch
+import script
 from context_parallel import LAYERS, make_model
 
 GENERATED = 32  # bytes
@@ -56,6 +59,7 @@ def main():
     flags.add_argument("--steps", type=int, default=50)
     flags.add_argument("--tokens", type=int, default=512, help="of each step")
     flags.add_argument("--server", help="a running cluster; default: two workers of this machine's own")
+    flags.add_argument("--script", type=pathlib.Path, metavar="FOLDER")
     flags.add_argument("text", type=pathlib.Path, nargs="?", default="/usr/share/common-licenses/GPL-3", metavar="TEXT")
     given = flags.parse_args()
 
@@ -85,6 +89,9 @@ def main():
                 logits.append(served(pieces[-1][None]))
             said.append(generate(served, pieces[-1][:64], inside))
 
+    if given.script:
+        last = pieces[-1][None].clone()  # saved alone, not with the text
+        script.write(given.script, served, (last[:, :8],), (last,), (last,))
     print(f"largest difference of the losses {off:.1e}, of the trained weights {apart(served, local):.1e} "
           f"(training changed them by up to {apart(first, local):.2f})")
     difference = (logits[0] - logits[1]).abs().max().item()
