@@ -6,7 +6,7 @@
 // MODEL.pt as torch.jit.save writes it, its forward gives one tensor. INPUTS.pt as torch.save
 // writes {"here": arguments, "served": arguments}, two tuples: a padded batch and the same packed,
 // say. MASK.json, of the scope: a Mask in protobuf JSON, or an array with one per batch row.
-// `--script FOLDER` of client/python/examples/encoder.py and training.py writes all three.
+// `--script FOLDER` of client/python/examples/encoder.py and training.py writes these.
 //
 // Exit status 1 where the numbers differ, or no attention was served.
 #include <cstdio>
