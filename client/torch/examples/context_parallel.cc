@@ -12,6 +12,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -72,7 +73,9 @@ double Difference(const at::Tensor& a, const at::Tensor& b) {
 }
 
 int Run(const char* server, int64_t tokens) {
-  std::shared_ptr<ringserve::Client> client = *ringserve::Client::Connect({.server = server});
+  auto connected = ringserve::Client::Connect({.server = server});
+  if (!connected.ok()) throw std::runtime_error(connected.status().ToString());
+  const std::shared_ptr<ringserve::Client> client = *std::move(connected);
   torch::jit::Module model = MakeModel();
   const at::Tensor x = at::randn({tokens, kDim});
 
