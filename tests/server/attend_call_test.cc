@@ -503,7 +503,7 @@ TEST_F(AttendTest, ASlowWorkerHoldsTheUploadBackWithinTheBounds) {
   End();
 }
 
-// 4 MB of slopes for four ranks, one of which takes nothing for now: 16 MB are not held for it.
+// 4 MB of slopes for four ranks, one of which takes nothing at first: 16 MB are not held for it.
 TEST_F(AttendTest, WhatGoesToEveryRankIsHeldBackByTheSlowestWithinTheBounds) {
   Serve();
   absl::Notification go;

@@ -1,5 +1,6 @@
 """A local cluster for all tests, and a server that does what a test says."""
 import functools
+import importlib
 import os
 import pathlib
 import queue
@@ -35,6 +36,12 @@ def cluster():
 @pytest.fixture(scope="session")
 def client(cluster):
     return cluster.client
+
+
+@pytest.fixture
+def scope(client):
+    """A scope over two workers; of tests that have PyTorch."""
+    return importlib.import_module("ringserve.torch").context_parallel(client, workers=2)
 
 
 @pytest.fixture(scope="session")

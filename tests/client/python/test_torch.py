@@ -23,11 +23,6 @@ def no_gradients():
         yield
 
 
-@pytest.fixture
-def scope(client):
-    return ringserve.torch.context_parallel(client, workers=2)
-
-
 def tensors(*lead, heads=4, kv_heads=None, q_len=33, kv_len=33, dim=16, dtype=torch.float32):
     shapes = [(*lead, heads, q_len, dim)] + 2 * [(*lead, kv_heads or heads, kv_len, dim)]
     return tuple(torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes)

@@ -21,11 +21,6 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def scope(client):
-    return ringserve.torch.context_parallel(client, workers=2)
-
-
 def tensors(*lead, heads=4, kv_heads=None, q_len=33, kv_len=33, dim=16, dtype=torch.float32):
     shapes = [(*lead, heads, q_len, dim)] + 2 * [(*lead, kv_heads or heads, kv_len, dim)]
     return tuple(torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes)
@@ -280,8 +275,6 @@ def test_a_second_derivative_is_refused_and_only_that(scope):
 
 @pytest.mark.parametrize("arguments, options, says", [
     ({"attn_mask": torch.zeros(33, 33, requires_grad=True)}, {}, "attn_mask requires a gradient"),
-    ({}, {"bias": torch.zeros(1, 1, 33, 33, requires_grad=True)}, "bias requires a gradient"),
-    ({}, {"alibi_slopes": torch.zeros(4, requires_grad=True)}, "alibi_slopes requires a gradient"),
     ({}, {"rotate": "pass-q"}, "pass-q"),
     ({"dropout_p": 0.1}, {}, "dropout_p"),
 ])
@@ -290,13 +283,18 @@ def test_what_is_not_served_is_refused_or_runs_locally(client, arguments, option
     scope = ringserve.torch.context_parallel(client, **options)
     with scope, pytest.raises(errors.UnimplementedError, match=says):
         SDPA(q, k, v, **arguments)
-    if options.keys() & {"bias", "alibi_slopes"}:
-        return  # test_torch.py: no local run beside them
     local = ringserve.torch.context_parallel(client, local_fallback=True, **options)
     with local, pytest.warns(UserWarning, match=says) as told:
         for _ in range(2):
             SDPA(q, k, v, **arguments).sum().backward()
     assert len(told) == 1 and q.grad is not None and (local.calls, local.backward_calls) == (0, 0)
+
+
+@pytest.mark.parametrize("name, shape", [("bias", (1, 1, 33, 33)), ("alibi_slopes", (4,))])
+def test_an_extra_that_requires_a_gradient_is_refused(client, name, shape):
+    with ringserve.torch.context_parallel(client, **{name: torch.zeros(shape, requires_grad=True)}):
+        with pytest.raises(errors.UnimplementedError, match=f"{name} requires a gradient"):
+            SDPA(*tensors(1))
 
 
 def test_forward_mode_is_refused(scope):

@@ -17,11 +17,6 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def scope(client):
-    return ringserve.torch.context_parallel(client, workers=2)
-
-
 class Model(torch.nn.Module):
     """Two layers of causal attention with grouped queries, each with a residual."""
 
