@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Layering test: who may include whom, read from the include lines, through every header of ours.
 
-`layering.py ROOT` prints each forbidden include with the way that leads to it; exit status 1 if there is one.
+`layering.py [ROOT]` prints each forbidden include with the way that leads to it; exit status 1 if there is one.
 """
 import pathlib
 import re
@@ -74,7 +74,7 @@ def violations(sources):
                 yield f"{name} reads a clock: {why}"
 
 
-def main(root):
+def main(root="."):
     root = pathlib.Path(root)
     sources = {
         path.relative_to(root).as_posix(): path.read_text()
