@@ -27,6 +27,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kControlDeadline{30'000};
 constexpr milliseconds kProgressInterval{100};
 constexpr milliseconds kReconnectInterval{200};
+constexpr milliseconds kReadyInterval{250};  // between attempts at a server that is not ready
 constexpr milliseconds kReleaseGrace{200};
 constexpr milliseconds kLongestWait = std::chrono::hours(24 * 365);
 constexpr size_t kMaxRequestIdBytes = 128;
@@ -73,12 +74,15 @@ class GrpcClient : public Client {
     const bool backward;
     const CallOptions& options;
     Clock::time_point deadline;
-    bool accepted = false;  // in some attempt
+    bool accepted = false;                             // in some attempt
+    std::optional<Clock::time_point> unready_since{};  // and in no attempt that was accepted after
   };
 
   absl::StatusOr<AttendResult> Run(const v1::AttendHeader& header, CallSpans spans, bool backward,
                                    const CallOptions& options);
   absl::StatusOr<v1::Statistics> RunAttempt(Request& request, int attempt);
+  static std::optional<milliseconds> DelayAfter(const absl::Status& error, int attempt,
+                                                Request& request);
   absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(Clock::time_point deadline, bool patient);
   template <typename Query, typename Answer>
   absl::StatusOr<Answer> Ask(grpc::Status (v1::Attention::Stub::*method)(grpc::ClientContext*,
@@ -119,6 +123,7 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
   }
   if (request.options.progress) request.options.progress(call->bytes_moved(), total);
   request.accepted = request.accepted || call->accepted();
+  if (call->accepted()) request.unready_since.reset();
   absl::StatusOr<v1::Statistics> result = call->Result();
   call.reset();
 
@@ -132,6 +137,20 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
     channels_.Return(*std::move(channel));
   }
   return result;
+}
+
+// How long to wait before the next attempt, or nothing where `error` is the call's last word.
+std::optional<milliseconds> GrpcClient::DelayAfter(const absl::Status& error, int attempt,
+                                                   Request& request) {
+  if (attempt < request.options.max_attempts) {
+    const std::optional<milliseconds> delay = RetryDelay(error, request.accepted, attempt);
+    if (delay.has_value()) return delay;
+  }
+  if (error.code() != absl::StatusCode::kUnavailable) return std::nullopt;
+  const Clock::time_point now = Clock::now();
+  if (!request.unready_since.has_value()) request.unready_since = now;
+  if (now - *request.unready_since >= request.options.wait_for_ready) return std::nullopt;
+  return kReadyInterval;
 }
 
 absl::StatusOr<AttendResult> GrpcClient::Attend(const v1::AttendHeader& header,
@@ -162,6 +181,10 @@ absl::StatusOr<AttendResult> GrpcClient::Run(const v1::AttendHeader& header, Cal
   }
   const absl::Status deadline = CheckWait("deadline", options.deadline);
   if (!deadline.ok()) return deadline;
+  if (options.wait_for_ready != milliseconds(0)) {
+    const absl::Status wait = CheckWait("wait_for_ready", options.wait_for_ready);
+    if (!wait.ok()) return wait;
+  }
   Request request{header, std::move(spans), backward, options, Clock::now() + options.deadline};
   for (int attempt = 1;; ++attempt) {
     request.header.set_request_id(AttemptId(header.request_id(), attempt));
@@ -174,9 +197,8 @@ absl::StatusOr<AttendResult> GrpcClient::Run(const v1::AttendHeader& header, Cal
                                                       " ms, in attempt ", attempt, ": ",
                                                       error.ToString()));
     }
-    const std::optional<milliseconds> delay = RetryDelay(error, request.accepted, attempt);
-    if (!delay.has_value() || attempt == options.max_attempts || *delay >= Until(request.deadline))
-      return error;
+    const std::optional<milliseconds> delay = DelayAfter(error, attempt, request);
+    if (!delay.has_value() || *delay >= Until(request.deadline)) return error;
     if (options.on_retry) options.on_retry(attempt + 1, error);
     absl::SleepFor(absl::FromChrono(*delay));
   }

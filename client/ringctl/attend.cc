@@ -28,6 +28,7 @@ struct AttendOptions {
   std::string layout = "bhsd";
   double deadline_seconds = 600;
   int retries = 4;
+  double wait_seconds = 0;
   bool verify = false;
   bool json = false;
 };
@@ -50,11 +51,11 @@ absl::StatusOr<AttendResult> Call(const AttendOptions& options, const v1::Attend
   CallOptions call;
   call.deadline = Milliseconds(options.deadline_seconds);
   call.max_attempts = options.retries + 1;
+  call.wait_for_ready = Milliseconds(options.wait_seconds);
   call.progress = [&bar](uint64_t done, uint64_t total) { bar.Update(done, total); };
   call.on_retry = [&](int attempt, const absl::Status& why) {
     bar.Clear();
-    std::fprintf(stderr, "ringctl: attempt %d of %d, because: %s\n", attempt, options.retries + 1,
-                 why.ToString().c_str());
+    std::fprintf(stderr, "ringctl: attempt %d, because: %s\n", attempt, why.ToString().c_str());
   };
   return client.Attend(header, inputs, outputs, call);
 }
@@ -135,6 +136,7 @@ void AddAttendCommand(CLI::App& app, Invocation& invocation) {
                    "Further attempts after a lost worker or where the server is busy")
       ->check(CLI::Range(0, kMaxRetries))
       ->capture_default_str();
+  AddWaitForReady(*command, options->wait_seconds);
   command->add_flag("--verify", options->verify,
                     "Compute rows again, in fp64, and compare: exit code 6 where they differ");
   command->add_flag("--json", options->json, "One JSON object");

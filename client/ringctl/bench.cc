@@ -44,6 +44,7 @@ struct BenchOptions {
   std::optional<int64_t> requests;
   double deadline_seconds = 60;
   int retries = 4;
+  double wait_seconds = 0;
   uint64_t seed = 0;
   bool verify = false;
   bool json = false;
@@ -196,6 +197,7 @@ int RunBench(const BenchOptions& options, const ClientOptions& server) {
                         .requests = options.requests,
                         .deadline = Milliseconds(options.deadline_seconds),
                         .max_attempts = options.retries + 1,
+                        .wait_for_ready = Milliseconds(options.wait_seconds),
                         .seed = options.seed};
   if (options.duration_seconds.has_value() || !options.requests.has_value()) {
     run.duration = Milliseconds(options.duration_seconds.value_or(kDefaultSeconds));
@@ -236,6 +238,7 @@ void AddRunOptions(CLI::App& command, BenchOptions& options) {
   command.add_option("--retries", options.retries, "Further attempts of each request")
       ->check(CLI::Range(0, 1000))
       ->capture_default_str();
+  AddWaitForReady(command, options.wait_seconds);
   command.add_option("--seed", options.seed, "Of the requests")->capture_default_str();
   command.add_flag("--verify", options.verify,
                    "Check rows of every answer against fp64 attention, computed beforehand");

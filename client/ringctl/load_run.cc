@@ -88,7 +88,9 @@ class LoadRun {
     // No number that was never written may look like one that is right.
     std::vector<std::byte> out(bytes.out, std::byte{0xff});
     std::vector<std::byte> lse(load.header.options().return_lse() ? bytes.lse : 0, std::byte{0xff});
-    CallOptions call = {.deadline = options_.deadline, .max_attempts = options_.max_attempts};
+    CallOptions call = {.deadline = options_.deadline,
+                        .max_attempts = options_.max_attempts,
+                        .wait_for_ready = options_.wait_for_ready};
     call.on_retry = [&](int attempt, const absl::Status& why) { one.retried = 1; };
     const Clock::time_point begin = Clock::now();
     const absl::StatusOr<AttendResult> result =

@@ -21,6 +21,7 @@ struct LoadRunOptions {
   std::optional<int64_t> requests;
   std::chrono::milliseconds deadline{60'000};  // of each request
   int max_attempts = 5;
+  std::chrono::milliseconds wait_for_ready{0};
   uint64_t seed = 0;  // of the order of the cases
   // Now and then, from the calling thread: everything so far.
   std::function<void(std::chrono::milliseconds passed, const LoadStatistics& so_far)> on_progress;

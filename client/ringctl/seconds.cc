@@ -22,6 +22,14 @@ std::string Check(const std::string& text) {
 
 }  // namespace
 
+void AddWaitForReady(CLI::App& command, double& seconds) {
+  command
+      .add_option("--wait-for-ready", seconds,
+                  "Seconds for which a server that is not there, drains or has too few workers is "
+                  "asked again")
+      ->check(SecondsRange());
+}
+
 CLI::Validator SecondsRange() { return CLI::Validator(Check, "FLOAT in [0.001 - 1e6]"); }
 
 std::chrono::milliseconds Milliseconds(double seconds) {

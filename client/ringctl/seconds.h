@@ -7,6 +7,9 @@
 
 namespace ringserve {
 
+// Adds --wait-for-ready. `seconds` outlives the parsing.
+void AddWaitForReady(CLI::App& command, double& seconds);
+
 // From 0.001 to a million. (CLI::Range lets NaN pass.)
 CLI::Validator SecondsRange();
 

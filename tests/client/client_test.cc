@@ -295,6 +295,69 @@ TEST(Client, ReturnsAtOnceWhenThereAreTooFewWorkers) {
   EXPECT_EQ(server.calls(), 1);
 }
 
+TEST(Client, WaitsForAServerThatIsNotReadyForAsLongAsItIsTold) {
+  Case request(10);
+  const auto unready = [&](FakeAttention::Stream& stream, grpc::ServerContext&, int attempt) {
+    return attempt < 8 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "no workers")
+                       : test::Echo(stream, request.lse_bytes);
+  };
+  FakeAttention server(unready);
+  const auto client = ClientOf(server.address());
+  const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
+                                     {.max_attempts = 1, .wait_for_ready = milliseconds(60'000)});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->attempts, 8);
+
+  FakeAttention never([&](FakeAttention::Stream&, grpc::ServerContext&, int) {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "no workers");
+  });
+  const auto impatient = ClientOf(never.address())
+                             ->Attend(request.header, request.inputs(), request.outputs(),
+                                      {.max_attempts = 1, .wait_for_ready = milliseconds(300)});
+  EXPECT_EQ(impatient.status().code(), absl::StatusCode::kUnavailable) << impatient.status();
+  EXPECT_THAT(impatient.status().message(), HasSubstr("no workers"));
+  EXPECT_GT(never.calls(), 1);
+}
+
+TEST(Client, WaitsForAServerThatIsNotThereYet) {
+  Case request(10);
+  const auto echo = [&](FakeAttention::Stream& stream, grpc::ServerContext&, int) {
+    return test::Echo(stream, request.lse_bytes);
+  };
+  auto server = std::make_unique<FakeAttention>(echo);
+  const std::string address = server->address();
+  server.reset();
+  const auto client = ClientOf(address, milliseconds(200));
+  const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
+                                     {.max_attempts = 1,
+                                      .wait_for_ready = milliseconds(60'000),
+                                      .on_retry = [&](int attempt, const absl::Status& why) {
+                                        EXPECT_EQ(why.code(), absl::StatusCode::kUnavailable)
+                                            << why;
+                                        if (attempt == 3) {
+                                          server = std::make_unique<FakeAttention>(
+                                              echo, grpc::InsecureServerCredentials(), address);
+                                        }
+                                      }});
+  EXPECT_TRUE(result.ok()) << result.status();
+}
+
+TEST(Client, WaitsForNoServerThatIsReadyAndRefuses) {
+  Case request(10);
+  FakeAttention server([](FakeAttention::Stream&, grpc::ServerContext&, int) {
+    return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "too large");
+  });
+  const auto client = ClientOf(server.address());
+  const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
+                                     {.wait_for_ready = milliseconds(60'000)});
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(server.calls(), 1);
+  const auto wrong = client->Attend(request.header, request.inputs(), request.outputs(),
+                                    {.wait_for_ready = milliseconds(-1)});
+  EXPECT_EQ(wrong.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(wrong.status().message(), HasSubstr("wait_for_ready is -1 ms"));
+}
+
 TEST(Client, TriesAgainWhenTheServerVanishesInTheMiddleOfAJob) {
   Case request(10);
   std::atomic<bool> accepted = false;

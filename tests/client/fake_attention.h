@@ -25,12 +25,14 @@ class FakeAttention : private v1::Attention::Service {
   using Script =
       std::function<grpc::Status(Stream& stream, grpc::ServerContext& context, int attempt)>;
 
-  explicit FakeAttention(Script script, std::shared_ptr<grpc::ServerCredentials> credentials =
-                                            grpc::InsecureServerCredentials())
+  explicit FakeAttention(
+      Script script,
+      std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials(),
+      const std::string& address = "127.0.0.1:0")
       : script_(std::move(script)) {
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", std::move(credentials), &port);
+    builder.AddListeningPort(address, std::move(credentials), &port);
     builder.SetMaxReceiveMessageSize(kReceiveLimitBytes);
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();

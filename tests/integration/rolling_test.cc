@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -24,7 +25,9 @@ using ::testing::IsEmpty;
 // Callers that ask again and again, by the client library with its retries.
 class Load {
  public:
-  Load(const Cluster& cluster, int callers) {
+  Load(const Cluster& cluster, int callers, CallOptions options = {})
+      : options_(std::move(options)) {
+    options_.on_retry = [this](int, const absl::Status&) { ++retries_; };
     for (int i = 0; i < callers; ++i) {
       callers_.emplace_back([this, client = std::shared_ptr(cluster.NewClient())] {
         while (!stopping_) Ask(*client);
@@ -39,7 +42,7 @@ class Load {
     callers_.clear();
   }
 
-  int answered() const { return answered_; }
+  int retries() const { return retries_; }
   // True as soon as `count` more answers have come.
   bool AwaitAnswers(int count) const {
     const int until = answered_ + count;
@@ -58,7 +61,7 @@ class Load {
  private:
   void Ask(Client& client) {
     const Request& request = SmallRequest();
-    const absl::StatusOr<Answer> answer = request.AskOf(client, request.Named("", 0));
+    const absl::StatusOr<Answer> answer = request.AskOf(client, request.Named("", 0), options_);
     const std::string wrong = answer.ok() ? request.WhatIsWrong(*answer) : "";
     absl::MutexLock lock(&mu_);
     if (!answer.ok()) failed_.push_back(answer.status());
@@ -66,8 +69,9 @@ class Load {
     answered_ += answer.ok();
   }
 
+  CallOptions options_;
   std::atomic<bool> stopping_{false};
-  std::atomic<int> answered_{0};
+  std::atomic<int> answered_{0}, retries_{0};
   mutable absl::Mutex mu_;
   std::vector<std::string> wrong_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::Status> failed_ ABSL_GUARDED_BY(mu_);
@@ -90,6 +94,24 @@ TEST_F(RollingTest, ARestartOfOneWorkerAfterTheOtherFailsNoRequest) {
     cluster_.worker(i).Signal(SIGTERM);
     EXPECT_EQ(cluster_.worker(i).WaitForExit(), 0);
     cluster_.RestartWorker(i);
+    ASSERT_TRUE(cluster_.AwaitWorkers(3));
+  }
+  EXPECT_TRUE(load.AwaitAnswers(3));
+  load.Stop();
+  EXPECT_THAT(load.failed(), IsEmpty());
+  EXPECT_THAT(load.wrong(), IsEmpty());
+}
+
+// As a Deployment that is recreated: for a while nobody listens, then workers join one by one.
+TEST_F(RollingTest, ARestartOfTheCoordinatorFailsNoRequestOfCallersThatWait) {
+  Load load(cluster_, 3, {.wait_for_ready = kPatience});
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(load.AwaitAnswers(3));
+    const int before = load.retries();
+    cluster_.server().Signal(SIGTERM);
+    EXPECT_EQ(cluster_.server().WaitForExit(), 0);
+    ASSERT_TRUE(WaitUntil([&] { return load.retries() >= before + 3; }));
+    cluster_.RestartServer();
     ASSERT_TRUE(cluster_.AwaitWorkers(3));
   }
   EXPECT_TRUE(load.AwaitAnswers(3));

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LONGEST_DEADLINE = 365 * 24 * 3600.0
 _LONGEST_REQUEST_ID = 128
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0  # seconds
+_READY_INTERVAL = 0.25  # between attempts at a server that is not ready
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class BackwardOptions(ComputeOptions, total=False):
     lse_without_sinks: bool  # lse, and d_lse, are those before the sink logits were added
     deadline: float  # seconds for all attempts together, default 600
     max_attempts: int  # default 5; 1: no retry
+    wait_for_ready: float  # seconds for which a server that is not there, drains or has too few workers is asked again
     request_id: str  # for the server's logs
     on_retry: Callable[[int, RingserveError], None]  # before each further attempt: its number, and why
 
@@ -173,12 +175,14 @@ class Request:
 
     def __init__(self, q: Any, k: Any, v: Any, *, layout: str = "bhsd", dtype: str | None = None,
                  bias: Any = None, sink_logits: Any = None, alibi_slopes: Any = None, deadline: float = 600.0,
-                 max_attempts: int = 5, request_id: str = "", on_retry: Callable[[int, RingserveError], None] | None = None,
-                 **options: Any) -> None:
+                 max_attempts: int = 5, wait_for_ready: float = 0.0, request_id: str = "",
+                 on_retry: Callable[[int, RingserveError], None] | None = None, **options: Any) -> None:
         if not 0 < deadline <= _LONGEST_DEADLINE:
             raise InvalidArgumentError(f"deadline is {deadline} s: must be above 0 and at most {_LONGEST_DEADLINE:.0f}")
         if max_attempts < 1:
             raise InvalidArgumentError(f"max_attempts is {max_attempts}: must be at least 1")
+        if not 0 <= wait_for_ready <= _LONGEST_DEADLINE:
+            raise InvalidArgumentError(f"wait_for_ready is {wait_for_ready} s: must be at least 0 and at most {_LONGEST_DEADLINE:.0f}")
         tensors = _tensors(q, k, v, dtype)
         self._spec = _spec_of(*tensors, layout)
         self._header = _protocol.AttendRequest()
@@ -199,7 +203,9 @@ class Request:
         self._request_id = request_id
         self._deadline, self._end = deadline, time.monotonic() + deadline
         self._max_attempts, self._on_retry = max_attempts, on_retry
+        self._wait_for_ready = wait_for_ready
         self._accepted = False  # in some attempt
+        self._unready_since: float | None = None  # and in no attempt that was accepted after
         self.attempt = 1
         self.connected = False  # in this attempt
         self.cancelled = threading.Event()
@@ -274,24 +280,38 @@ class Request:
         """Seconds to wait before the next attempt, which is then the current one; raises where none is due."""
         error.attempts = self.attempt
         self._accepted = self._accepted or answer.accepted
+        if answer.accepted:
+            self._unready_since = None
         if self.remaining() == 0:
             late = DeadlineExceededError(f"no answer within {self._deadline} s, in attempt {self.attempt}: {error}")
             late.attempts = self.attempt
             raise late from error
-        backoff = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(self.attempt - 1, 10))
-        if error.retry_after is not None:
-            # The server's word counts; but one that keeps failing gets more time each round.
-            delay = max(error.retry_after, 0 if self.attempt == 1 else backoff / 2)
-        elif self._accepted and isinstance(error, UnavailableError):
-            delay = backoff
-        else:
-            raise error
-        if self.attempt == self._max_attempts or delay >= self.remaining():
+        delay = self._retry_delay(error) if self.attempt < self._max_attempts else None
+        if delay is None:
+            delay = self._ready_delay(error)
+        if delay is None or delay >= self.remaining():
             raise error
         self.attempt += 1
         if self._on_retry is not None:
             self._on_retry(self.attempt, error)
         return delay
+
+    def _retry_delay(self, error: RingserveError) -> float | None:
+        """Nothing where it would come again."""
+        backoff: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(self.attempt - 1, 10))
+        if error.retry_after is not None:
+            # The server's word counts; but one that keeps failing gets more time each round.
+            return max(error.retry_after, 0 if self.attempt == 1 else backoff / 2)
+        return backoff if self._accepted and isinstance(error, UnavailableError) else None
+
+    def _ready_delay(self, error: RingserveError) -> float | None:
+        """As long as a server that is not ready may be waited for."""
+        if not isinstance(error, UnavailableError):
+            return None
+        now = time.monotonic()
+        if self._unready_since is None:
+            self._unready_since = now
+        return _READY_INTERVAL if now - self._unready_since < self._wait_for_ready else None
 
     def result(self, answer: Answer) -> Any:
         """After the server ended with OK."""

@@ -93,11 +93,13 @@ class Client:
 
         Options: mask, scale, layout ("bhsd"; "bshd"), return_lse, balancer, rotate, workers, worker_weights,
         ptrr_block, ptrr_count_blocks, dtype ("bf16" where uint16 of numpy holds it), bias, sink_logits, alibi_slopes,
-        lse_without_sinks, deadline (600 seconds, for all attempts), max_attempts (5), request_id, on_retry.
+        lse_without_sinks, deadline (600 seconds, for all attempts), max_attempts (5), wait_for_ready (0 seconds),
+        request_id, on_retry.
 
-        A lost worker or a full queue is tried again; anything else, or the last attempt's error, is raised as the
-        RingserveError of its status. Tensors must not change before it returns. PyTorch's autograd does not see the call,
-        so tensors that require a gradient are refused: `ringserve.torch` serves those, from `backward`.
+        A lost worker or a full queue is tried again, and for wait_for_ready a server that is not there, drains or has too few
+        workers; anything else, or the last attempt's error, is raised as the RingserveError of its status. Tensors must not
+        change before it returns. PyTorch's autograd does not see the call, so tensors that require a gradient are refused:
+        `ringserve.torch` serves those, from `backward`.
         """
         result: results.AttendResult = self._call(AttendRequest(q, k, v, **options))
         return result

@@ -178,6 +178,7 @@ def test_status_lists_the_workers(client):
     ({"worker_weights": ["heavy"]}, "worker_weights"),
     ({"deadline": 0}, "deadline"),
     ({"max_attempts": 0}, "max_attempts"),
+    ({"wait_for_ready": -1}, "wait_for_ready"),
     ({"sink_logits": np.zeros(3, np.float32)}, "sink_logits"),
     ({"mask": masks.window(-1)}, "window"),  # by the server
     ({"mask": [masks.causal()] * 2}, "masks"),

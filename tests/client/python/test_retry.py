@@ -184,3 +184,29 @@ def test_a_server_that_comes_back_is_found_again(fake_server):
     timer[0].join()
     np.testing.assert_array_equal(result.out, TENSORS[0])
     assert result.attempts == 2
+
+
+def test_a_server_that_is_being_replaced_is_waited_for(fake_server):
+    servers = [fake_server(failing(grpc.StatusCode.UNAVAILABLE, "draining", attempts=100))]
+
+    def replace(attempt, why):
+        if attempt == 3:
+            servers[0].stop()
+        if attempt == 5:
+            servers.append(fake_server(failing(grpc.StatusCode.UNAVAILABLE, "no workers", attempts=2), servers[0].address))
+
+    with ringserve.Client(servers[0].address, connect_timeout=0.2) as client:
+        result = client.attend(*TENSORS, max_attempts=1, wait_for_ready=60, on_retry=replace)
+    np.testing.assert_array_equal(result.out, TENSORS[0])
+    assert servers[1].calls == 3
+
+
+def test_a_server_that_does_not_get_ready_is_waited_for_no_longer_than_said(fake_server):
+    server = fake_server(failing(grpc.StatusCode.UNAVAILABLE, "no workers", attempts=1000))
+    with pytest.raises(errors.UnavailableError, match="no workers"):
+        attend(server, wait_for_ready=0.3)
+    assert server.calls > 1
+    full = fake_server(failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large"))
+    with pytest.raises(errors.ResourceExhaustedError):
+        attend(full, wait_for_ready=60)
+    assert full.calls == 1

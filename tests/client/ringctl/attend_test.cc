@@ -262,7 +262,7 @@ TEST_F(Attend, RetriesAloudAndOnlyAsOftenAsItMay) {
   const RunResult run = RunAttend(server.address(), {"--json", "--verify"});
   EXPECT_EQ(run.exit, kExitOk) << run.err;
   EXPECT_EQ(run.Json()["attempts"], 3);
-  EXPECT_THAT(run.err, AllOf(HasSubstr("attempt 2 of 5"), HasSubstr("attempt 3 of 5"),
+  EXPECT_THAT(run.err, AllOf(HasSubstr("attempt 2, because"), HasSubstr("attempt 3, because"),
                              HasSubstr("worker w1 was lost")));
 
   const int before = server.calls();

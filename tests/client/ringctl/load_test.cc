@@ -264,14 +264,19 @@ TEST(LoadRun, EndsWhenItsTimeIsOverOrWhenItIsStopped) {
   EXPECT_GT(Load(client, load, stopped).ok, 0);
 }
 
-TEST(LoadRun, HandsEachRequestItsDeadlineAndAttempts) {
+TEST(LoadRun, HandsEachRequestItsDeadlineAttemptsAndPatience) {
   FakeClient client([](const auto&, const auto&, const auto&, const CallOptions& options) {
     EXPECT_EQ(options.deadline, milliseconds(1'234));
     EXPECT_EQ(options.max_attempts, 2);
+    EXPECT_EQ(options.wait_for_ready, milliseconds(567));
     return AttendResult{};
   });
   const LoadCase load = *MakeLoadCase(SmallHeader(), 1);
-  Load(client, load, {.requests = 1, .deadline = milliseconds(1'234), .max_attempts = 2});
+  Load(client, load,
+       {.requests = 1,
+        .deadline = milliseconds(1'234),
+        .max_attempts = 2,
+        .wait_for_ready = milliseconds(567)});
   EXPECT_EQ(client.calls, 1);
 }
 
