@@ -315,6 +315,15 @@ std::optional<int> OptionTable::Parse(int argc, const char* const* argv,
   app.add_flag("--print-config", print,
                "Print what is in force, as such a file, with where each value came from; and end");
   app.add_flag("--help-markdown", markdown)->group("");
+  for (const ActionFlag& action : actions_) {
+    app.add_flag_callback(
+        absl::StrCat("--", action.name),
+        [&action] {
+          action.act();
+          throw CLI::Success();
+        },
+        action.what);
+  }
   std::vector<const CLI::Option*> flags;
   for (const Row& row : rows_) {
     const std::string flag = absl::StrCat("--", row.name);

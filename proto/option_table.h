@@ -97,9 +97,15 @@ class OptionTable {
                     }});
   }
 
+  // Adds a flag of the command line alone: Parse does it instead of all that follows, and the
+  // process is to exit with 0.
+  void Action(const std::string& name, const std::string& what, std::function<void()> act) {
+    actions_.push_back({name, what, std::move(act)});
+  }
+
   // Sets all options. `check` says afterwards what single options cannot. Nothing: go on. Else the
-  // process is to exit with this status at once: 0 after --help, --version and --print-config;
-  // kExitBadOption after one line on stderr that names where, what and what is allowed.
+  // process is to exit with this status at once: 0 after --help, --version, --print-config and
+  // actions; kExitBadOption after one line on stderr that names where, what and what is allowed.
   std::optional<int> Parse(int argc, const char* const* argv,
                            const std::function<absl::Status()>& check);
 
@@ -110,6 +116,11 @@ class OptionTable {
   std::string Markdown() const;
 
  private:
+  struct ActionFlag {
+    std::string name, what;
+    std::function<void()> act;
+  };
+
   Row& Add(Row row);
   Row& AddWhole(const std::string& name, int64_t least, int64_t most,
                 const std::function<int64_t()>& get, const std::function<void(int64_t)>& set,
@@ -122,6 +133,7 @@ class OptionTable {
 
   const Program program_;
   std::vector<Row> rows_;
+  std::vector<ActionFlag> actions_;
 };
 
 }  // namespace ringserve

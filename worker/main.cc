@@ -18,13 +18,21 @@
 #include "proto/process.h"
 #include "proto/transport.h"
 #include "worker/comm/ring_service.h"
+#include "worker/cuda_machine.h"
+#include "worker/device.h"
 #include "worker/options.h"
 #include "worker/worker.h"
 
 namespace ringserve {
 namespace {
 
-enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitUnfinished = 3 };
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailure = 1,
+  kExitUsage = 2,
+  kExitUnfinished = 3,
+  kExitDevice = 4
+};
 
 // Beyond --drain-s: for the tile in work and for the calls, which have been told to end.
 constexpr std::chrono::seconds kLastGrace{10};
@@ -45,7 +53,6 @@ int Fail(const absl::Status& status) {
   std::fprintf(stderr, "ringserve-worker: %s\n", std::string(status.message()).c_str());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kUnimplemented:
       return kExitUsage;
     default:
       return kExitFailure;
@@ -79,6 +86,12 @@ int Main(int argc, char** argv) {
   ProcessOptions options;
   const std::optional<int> exit = ParseOptions(argc, argv, options);
   if (exit.has_value()) return *exit;
+  const absl::StatusOr<std::string> device = ChooseDevice(options.worker.device, AskCuda());
+  if (!device.ok()) {
+    Fail(device.status());
+    return kExitDevice;
+  }
+  options.worker.device = *device;
   const absl::Status status = options.die_with_parent ? DieWithParent() : absl::OkStatus();
   if (!status.ok()) return Fail(status);
   StartLog(options.log);

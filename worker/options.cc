@@ -1,16 +1,15 @@
 #include "worker/options.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cstdint>
-#include <string>
+#include <cstdio>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "proto/flags.h"
 #include "proto/machine.h"
 #include "proto/option_table.h"
 #include "proto/protocol.h"
+#include "worker/cuda_machine.h"
+#include "worker/device.h"
 
 namespace ringserve {
 namespace {
@@ -25,7 +24,9 @@ constexpr char kFooter[] =
     "Exit codes: 0 left in good order after SIGTERM or SIGINT; 1 cannot listen, or another fault "
     "of\n"
     "this machine; 2 an option or a file it names is wrong; 3 left, but jobs were unfinished\n"
-    "(--drain-s); 128 + the signal's number at a second signal, which ends it at once.";
+    "(--drain-s); 4 the device of --device cannot be served here: its driver is missing or too "
+    "old,\n"
+    "say; 128 + the signal's number at a second signal, which ends it at once.";
 
 void SetDefaults(WorkerOptions& worker) {
   worker.coordinator = "127.0.0.1:7070";
@@ -50,7 +51,8 @@ void AddRoads(OptionTable& table, WorkerOptions& worker) {
 }
 
 void AddShare(OptionTable& table, WorkerOptions& worker) {
-  table.Text("device", "NAME", worker.device, "cpu, or auto: the best there is");
+  table.Text("device", "NAME", worker.device,
+             "cpu, cuda:N, or auto: the best that is served; see --list-devices");
   table
       .Whole("threads", 1, kMaxThreads, worker.threads,
              "Threads of the arithmetic; default: as many as this process may run at a time (its "
@@ -68,19 +70,6 @@ void AddShare(OptionTable& table, WorkerOptions& worker) {
                       "On SIGTERM, how long unfinished jobs may take to end");
 }
 
-absl::Status ChooseDevice(std::string& device) {
-  if (device == "auto") device = "cpu";
-  if (device == "cpu") return absl::OkStatus();
-  const std::string index = device.substr(std::min(device.size(), device.find(':') + 1));
-  if (device == "cuda" || (absl::StartsWith(device, "cuda:") && !index.empty() &&
-                           std::all_of(index.begin(), index.end(), ::isdigit))) {
-    return absl::UnimplementedError(
-        absl::StrCat("--device ", device, " is not served yet: must be cpu or auto"));
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--device is '", device, "': must be auto, cpu or cuda:N"));
-}
-
 }  // namespace
 
 std::optional<int> ParseOptions(int argc, const char* const* argv, ProcessOptions& options) {
@@ -93,14 +82,12 @@ std::optional<int> ParseOptions(int argc, const char* const* argv, ProcessOption
   AddShare(table, options.worker);
   AddLog(table, options.log);
   AddDieWithParent(table, options.die_with_parent);
-  std::string device;
-  const std::optional<int> exit = table.Parse(argc, argv, [&] {
-    device = options.worker.device;
-    const absl::Status status = ChooseDevice(device);
+  table.Action("list-devices", "Say what --device may name on this machine, and end",
+               [] { std::fputs(ListDevices(AvailableThreads(), AskCuda()).c_str(), stdout); });
+  return table.Parse(argc, argv, [&] {
+    const absl::Status status = CheckDevice(options.worker.device);
     return status.ok() ? CheckOptions(options.worker) : status;
   });
-  options.worker.device = device;
-  return exit;
 }
 
 }  // namespace ringserve

@@ -16,7 +16,7 @@ struct ProcessOptions {
   bool die_with_parent = false;
 };
 
-// Fills `options`, see OptionTable::Parse; the device is the one that is used, not "auto".
+// Fills `options`, see OptionTable::Parse; the device is what was asked for: ChooseDevice is next.
 std::optional<int> ParseOptions(int argc, const char* const* argv, ProcessOptions& options);
 
 }  // namespace ringserve

@@ -33,6 +33,7 @@ class OptionTableTest : public testing::Test {
     uint64_t memory = 1 << 30;
     std::string format = "text";
     int colour = 1;
+    int lists = 0;
   };
   struct Parsed {
     std::optional<int> exit;
@@ -70,6 +71,7 @@ class OptionTableTest : public testing::Test {
     table.Size("memory-bytes", 1, uint64_t{1} << 40, values.memory, "How much").shown = "half";
     table.OneOf("log-format", {"text", "json"}, values.format, "How it logs");
     table.Choice<int>("colour", {{"green", 2}, {"red", 1}}, values.colour, "Its colour");
+    table.Action("list-colours", "Says which there are", [&] { ++values.lists; });
     std::vector<const char*> argv = {"program"};
     for (const std::string& argument : arguments) argv.push_back(argument.c_str());
     testing::internal::CaptureStderr();
@@ -219,6 +221,17 @@ TEST_F(OptionTableTest, WhatSingleOptionsCannotSayIsCheckedBeforeAnythingIsPrint
 TEST_F(OptionTableTest, AnOptionGivenTwiceOrWithoutItsValueIsRefused) {
   EXPECT_THAT(Refusal({"--rate", "1", "--rate", "2"}), HasSubstr("--rate"));
   EXPECT_THAT(Refusal({"--rate"}), HasSubstr("--rate"));
+}
+
+TEST_F(OptionTableTest, AnActionIsDoneInsteadOfAllElse) {
+  const Parsed parsed =
+      Parse({"--list-colours", "--max-workers", "8", "--config", "/no/such/file"});
+  EXPECT_EQ(parsed.exit, 0);
+  EXPECT_EQ(parsed.values.lists, 1);
+  EXPECT_EQ(parsed.output, "");
+  EXPECT_EQ(Parse({}).values.lists, 0);
+  EXPECT_THAT(Refusal({"--list-colours=red"}), HasSubstr("--list-colours"));
+  EXPECT_THAT(Parse({"--help"}).output, HasSubstr("Says which there are"));
 }
 
 TEST_F(OptionTableTest, HelpAndTheReferenceSayNameVariableDefaultAndSentence) {

@@ -1,0 +1,86 @@
+// Which device is used, and what is said where it cannot be.
+#include "worker/device.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace ringserve {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+CudaMachine MachineWith(std::vector<CudaDevice> devices) {
+  return {.built = true, .runtime = 13020, .driver = 13030, .devices = std::move(devices)};
+}
+
+const CudaDevice kCard = {"NVIDIA H200", 9, 0, 150'000'000'000};
+
+std::string WhyNot(const std::string& asked, const CudaMachine& machine) {
+  const absl::StatusOr<std::string> chosen = ChooseDevice(asked, machine);
+  if (chosen.ok()) return "chosen: " + *chosen;
+  EXPECT_TRUE(absl::IsFailedPrecondition(chosen.status())) << chosen.status();
+  return std::string(chosen.status().message());
+}
+
+TEST(Device, OnlyKnownNamesPassTheCheck) {
+  for (const char* name : {"auto", "cpu", "cuda:0", "cuda:15"}) {
+    EXPECT_TRUE(CheckDevice(name).ok()) << name;
+  }
+  for (const char* name : {"", "tpu", "cuda", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda: 1",
+                           "cuda:1 ", "cuda:99999999999", "CPU", "cpu:0"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(CheckDevice(name))) << name;
+  }
+}
+
+TEST(Device, WithoutAWishItIsTheCpu) {
+  for (const CudaMachine& machine : {CudaMachine{}, MachineWith({}), MachineWith({kCard})}) {
+    EXPECT_EQ(*ChooseDevice("auto", machine), "cpu");
+    EXPECT_EQ(*ChooseDevice("cpu", machine), "cpu");
+  }
+}
+
+TEST(Device, AGpuThatCannotBeServedIsRefusedWithWhatIsMissing) {
+  EXPECT_EQ(WhyNot("cuda:0", {}),
+            "--device cuda:0: no CUDA device: this program is built without CUDA (./dev build "
+            "cuda)");
+  EXPECT_EQ(WhyNot("cuda:1", {.built = true, .runtime = 13020}),
+            "--device cuda:1: no CUDA device: there is no NVIDIA driver; CUDA 13.2 wants one that "
+            "serves CUDA 13.0 or newer");
+  EXPECT_EQ(WhyNot("cuda:0", {.built = true, .runtime = 13020, .driver = 12080, .too_old = true}),
+            "--device cuda:0: no CUDA device: the NVIDIA driver serves CUDA 12.8 at most; CUDA "
+            "13.2 wants one that serves CUDA 13.0 or newer");
+  EXPECT_EQ(WhyNot("cuda:0", MachineWith({})),
+            "--device cuda:0: no CUDA device: the NVIDIA driver sees none");
+  CudaMachine broken = MachineWith({kCard});
+  broken.error = "system not yet initialized";
+  EXPECT_THAT(WhyNot("cuda:0", broken), HasSubstr("CUDA says: system not yet initialized"));
+}
+
+TEST(Device, AGpuThatIsNotThereIsRefusedWithHowManyAre) {
+  EXPECT_EQ(WhyNot("cuda:1", MachineWith({kCard})),
+            "--device cuda:1: this machine has 1 CUDA device, counted from 0");
+  EXPECT_EQ(WhyNot("cuda:7", MachineWith({kCard, kCard})),
+            "--device cuda:7: this machine has 2 CUDA devices, counted from 0");
+}
+
+TEST(Device, AGpuThatIsThereIsRefusedAsNotServedYet) {
+  EXPECT_THAT(WhyNot("cuda:0", MachineWith({kCard})),
+              AllOf(HasSubstr("NVIDIA H200, compute capability 9.0, 139.7 GiB"),
+                    HasSubstr("not served yet")));
+}
+
+TEST(Device, TheListHasALineForEach) {
+  EXPECT_EQ(ListDevices(2, {}),
+            "cpu     2 threads\n"
+            "no CUDA device: this program is built without CUDA (./dev build cuda)\n");
+  EXPECT_EQ(ListDevices(1, MachineWith({})),
+            "cpu     1 thread\nno CUDA device: the NVIDIA driver sees none\n");
+  EXPECT_EQ(ListDevices(16, MachineWith({kCard, kCard})),
+            "cpu     16 threads\n"
+            "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n"
+            "cuda:1  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n");
+}
+
+}  // namespace
+}  // namespace ringserve

@@ -1,0 +1,40 @@
+#include "worker/cuda_machine.h"
+
+#include <cuda_runtime_api.h>
+
+namespace ringserve {
+namespace {
+
+CudaDevice Ask(int index, std::string& error) {
+  cudaDeviceProp properties;
+  const cudaError_t asked = cudaGetDeviceProperties(&properties, index);
+  if (asked != cudaSuccess) {
+    error = cudaGetErrorString(asked);
+    return {};
+  }
+  return {.name = properties.name,
+          .major = properties.major,
+          .minor = properties.minor,
+          .memory_bytes = properties.totalGlobalMem};
+}
+
+}  // namespace
+
+CudaMachine AskCuda() {
+  CudaMachine machine = {.built = true};
+  cudaRuntimeGetVersion(&machine.runtime);
+  cudaDriverGetVersion(&machine.driver);
+  int count = 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  machine.too_old = counted == cudaErrorInsufficientDriver && machine.driver > 0;
+  const bool known = counted == cudaSuccess || counted == cudaErrorNoDevice ||
+                     counted == cudaErrorInsufficientDriver;
+  if (!known) machine.error = cudaGetErrorString(counted);
+  if (counted != cudaSuccess) return machine;
+  for (int index = 0; index < count && machine.error.empty(); ++index) {
+    machine.devices.push_back(Ask(index, machine.error));
+  }
+  return machine;
+}
+
+}  // namespace ringserve
