@@ -16,8 +16,8 @@ uint64_t NextId() {
 
 }  // namespace
 
-Coordinator::Coordinator(CoordinatorOptions options)
-    : loop_(std::make_unique<Loop>(std::move(options))) {}
+Coordinator::Coordinator(CoordinatorOptions options, std::function<Clock::time_point()> now)
+    : loop_(std::make_unique<Loop>(std::move(options), std::move(now))) {}
 
 Coordinator::~Coordinator() = default;
 

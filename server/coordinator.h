@@ -2,7 +2,7 @@
 // tensor bytes and holds none: Attend calls do that (server/attend_call.h) and ask here.
 //
 // One thread of its own owns all state; the public functions hand it events and never block. The
-// decisions are pure (server/membership.h, server/admission.h); this class gives them a clock, a
+// decisions are pure (server/membership.h, server/admission.h); this class gives them the time, a
 // queue of events and a log.
 #pragma once
 
@@ -78,7 +78,11 @@ class Coordinator {
   using JobId = uint64_t;     // unique within this incarnation, never 0
   using MemberId = uint64_t;  // likewise, one per Join call
 
-  explicit Coordinator(CoordinatorOptions options);
+  using Clock = std::chrono::steady_clock;
+
+  // `now` tells the time, to any thread; a test's may be its own.
+  explicit Coordinator(CoordinatorOptions options,
+                       std::function<Clock::time_point()> now = Clock::now);
   ~Coordinator();  // fails every job, ends every membership, waits for the thread
 
   // --- jobs; any thread, never blocks. Functions that name a job that is over do nothing.

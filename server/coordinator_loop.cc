@@ -36,8 +36,9 @@ Overloaded(Visitors...) -> Overloaded<Visitors...>;
 
 }  // namespace
 
-Coordinator::Loop::Loop(CoordinatorOptions options)
+Coordinator::Loop::Loop(CoordinatorOptions options, std::function<Clock::time_point()> now)
     : options_(std::move(options)),
+      now_(std::move(now)),
       membership_({.incarnation = RandomIncarnation(),
                    .heartbeat_interval = options_.heartbeat_interval,
                    .lost_after = options_.lost_after,
@@ -79,7 +80,7 @@ bool Coordinator::Loop::AwaitIdle(milliseconds timeout) {
 v1::GetClusterResponse Coordinator::Loop::Describe() const {
   absl::MutexLock lock(&mu_);
   v1::GetClusterResponse cluster = snapshot_.cluster;
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = now_();
   for (int i = 0; i < cluster.workers_size(); ++i) {
     const std::chrono::duration<double> silent = now - snapshot_.heard[i];
     cluster.mutable_workers(i)->set_silent_seconds(silent.count());
@@ -101,21 +102,21 @@ void Coordinator::Loop::Run() {
   const auto something = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
     return stopping_ || !events_.empty();
   };
-  Clock::time_point next_tick = Clock::now();
+  Clock::time_point next_tick = now_();
   for (;;) {
     std::vector<std::function<void()>> events;
     bool stopping = false;
     {
-      const absl::Duration left = absl::FromChrono(next_tick - Clock::now());
+      const absl::Duration left = absl::FromChrono(next_tick - now_());
       absl::MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(&something), std::max(left, absl::ZeroDuration()));
       events.swap(events_);
       stopping = stopping_;
     }
     for (const std::function<void()>& event : events) event();
-    if (Clock::now() >= next_tick) {
+    if (now_() >= next_tick) {
       Tick();
-      next_tick = Clock::now() + options_.heartbeat_interval;
+      next_tick = now_() + options_.heartbeat_interval;
     }
     Settle();
     if (stopping) break;
@@ -124,7 +125,7 @@ void Coordinator::Loop::Run() {
 }
 
 void Coordinator::Loop::Tick() {
-  Do(membership_.Tick(Clock::now()));
+  Do(membership_.Tick(now_()));
   for (const JobId id : watch_.Advance(membership_.counted())) {
     const auto job = jobs_.find(id);
     if (job == jobs_.end() || job->second.over) continue;
@@ -252,7 +253,7 @@ void Coordinator::Loop::Join(MemberId id, const v1::Hello& hello,
     return;
   }
   members_[id] = std::move(listener);
-  heard_[id] = Clock::now();
+  heard_[id] = now_();
   Do(membership_.Join(id, hello));
   totals_.joined += members_.count(id);
 }
@@ -261,7 +262,7 @@ void Coordinator::Loop::Receive(MemberId id, const v1::WorkerMessage& message) {
   const auto member = std::find_if(membership_.members().begin(), membership_.members().end(),
                                    [&](const auto& candidate) { return candidate.id == id; });
   if (member == membership_.members().end()) return;
-  heard_[id] = Clock::now();
+  heard_[id] = now_();
   if (message.has_heartbeat()) watch_.Report(member->worker_id, message.heartbeat());
   Do(membership_.Receive(id, message));
 }

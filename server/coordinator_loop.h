@@ -25,7 +25,7 @@ namespace ringserve {
 
 class Coordinator::Loop {
  public:
-  explicit Loop(CoordinatorOptions options);
+  Loop(CoordinatorOptions options, std::function<Clock::time_point()> now);
   ~Loop();
 
   // What the events do; on the loop's thread.
@@ -53,7 +53,6 @@ class Coordinator::Loop {
   const CoordinatorOptions& options() const { return options_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
   struct Job {
     std::string request_id;
     std::shared_ptr<JobListener> listener;
@@ -80,6 +79,7 @@ class Coordinator::Loop {
   std::vector<Admission::Capacity> Usable() const;
 
   const CoordinatorOptions options_;
+  const std::function<Clock::time_point()> now_;
 
   // The thread's own.
   Membership membership_;

@@ -26,7 +26,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using test::kPatience;
-using test::kSlowness;
 using test::MakeHello;
 using test::WaitUntil;
 using ::testing::HasSubstr;
@@ -218,9 +217,11 @@ v1::AttendHeader Header(int workers, int64_t length = 64) {
   return header;
 }
 
+constexpr milliseconds kInterval(20);
+
 // Nobody is lost for silence, unless a test is about that.
 CoordinatorOptions Patient() {
-  return {.heartbeat_interval = milliseconds(20),
+  return {.heartbeat_interval = kInterval,
           .lost_after = std::chrono::hours(1),
           .exchange_deadline = std::chrono::hours(1),
           .version = "9.8.7"};
@@ -230,6 +231,25 @@ class CoordinatorTest : public ::testing::Test {
  protected:
   void Begin(CoordinatorOptions options = Patient()) {
     coordinator_ = std::make_unique<Coordinator>(std::move(options));
+  }
+
+  // No time passes for it but by PassInterval, however late this test's threads are.
+  void BeginAtRest(CoordinatorOptions options = Patient()) {
+    coordinator_ =
+        std::make_unique<Coordinator>(std::move(options), [this] { return now_.load(); });
+  }
+
+  // One heartbeat interval, after which `beats` lets so many members be heard. By its return the
+  // coordinator has ticked, once: it has shown these as not silent, which it does after the tick.
+  void PassInterval(int heard, const std::function<void()>& beats) {
+    now_ = now_.load() + kInterval;
+    beats();
+    ASSERT_TRUE(WaitUntil([&] {
+      const v1::GetClusterResponse cluster = coordinator_->Describe();
+      return std::count_if(cluster.workers().begin(), cluster.workers().end(),
+                           [](const v1::Worker& worker) { return worker.silent_seconds() == 0; }) >=
+             heard;
+    }));
   }
 
   std::shared_ptr<Member> Join(bool answers = true, uint64_t memory_bytes = uint64_t{1} << 30) {
@@ -269,6 +289,7 @@ class CoordinatorTest : public ::testing::Test {
     return job;
   }
 
+  std::atomic<Coordinator::Clock::time_point> now_{Coordinator::Clock::now()};
   std::unique_ptr<Coordinator> coordinator_;
   int last_port_ = 0;
 };
@@ -324,7 +345,7 @@ TEST_F(CoordinatorTest, TakesAJobFromItsHeaderToItsEnd) {
 }
 
 TEST_F(CoordinatorTest, DescribesTheCluster) {
-  Begin();
+  BeginAtRest();
   v1::GetClusterResponse cluster = coordinator_->Describe();
   EXPECT_EQ(cluster.version(), "9.8.7");
   EXPECT_EQ(cluster.epoch(), "");
@@ -332,7 +353,7 @@ TEST_F(CoordinatorTest, DescribesTheCluster) {
   EXPECT_GT(cluster.measurements().pairs_per_second(), 0);
   EXPECT_EQ(coordinator_->group().workers, 0);
   Join(true, 1'000'000);
-  Join(true, 2'000'000);
+  const std::shared_ptr<Member> second = Join(true, 2'000'000);
   ASSERT_TRUE(AwaitGroup(2));
   EXPECT_EQ(coordinator_->group().memory_bytes, 1'000'000u);
   cluster = coordinator_->Describe();
@@ -345,10 +366,11 @@ TEST_F(CoordinatorTest, DescribesTheCluster) {
   EXPECT_EQ(worker.version(), "1.2.3");
   EXPECT_EQ(worker.pid(), 4711);
   EXPECT_EQ(worker.libtorch(), "2.15.0");
-  EXPECT_GE(worker.silent_seconds(), 0);
-  const double before = worker.silent_seconds();
-  EXPECT_TRUE(WaitUntil(
-      [&] { return coordinator_->Describe().workers(0).silent_seconds() > before + 0.01; }));
+  EXPECT_EQ(worker.silent_seconds(), 0);
+  PassInterval(1, [&] { second->Beat(); });
+  cluster = coordinator_->Describe();
+  EXPECT_DOUBLE_EQ(cluster.workers(0).silent_seconds(), 0.02);
+  EXPECT_EQ(cluster.workers(1).silent_seconds(), 0);
 }
 
 TEST_F(CoordinatorTest, ServesWhileThereAreWorkers) {
@@ -423,18 +445,17 @@ TEST_F(CoordinatorTest, PlansThatTakeLongHoldNoHeartbeatUp) {
   constexpr int kRows = 100'000;
   header.mutable_spec()->set_batch(kRows);
   for (int i = 0; i < kRows; ++i) header.mutable_spec()->add_masks()->set_causal(true);
-  Coordinator::JobId id = 0, last_id = 0;
-  for (int i = 0; i < 5; ++i) Submit(header, &id);
-  const std::shared_ptr<Job> last = Submit(header, &last_id);
-  int answered = 0;
-  EXPECT_TRUE(WaitUntil([&] {
+  // As often as it takes: this thread may find no processor before a plan is made.
+  const auto answers_before_the_plan = [&] {
+    Coordinator::JobId id = 0;
+    const std::shared_ptr<Job> job = Submit(header, &id);
+    const int before = members[0]->alive();
     members[0]->Beat();
-    const Job::Seen seen = last->seen();
-    if (seen.admitted + seen.failed > 0) return true;
-    answered = members[0]->alive();
-    return false;
-  }));
-  EXPECT_GE(answered, 3);
+    EXPECT_TRUE(WaitUntil([&] { return members[0]->alive() > before; }));
+    const Job::Seen seen = job->seen();
+    return seen.admitted + seen.failed == 0;
+  };
+  EXPECT_TRUE(WaitUntil(answers_before_the_plan));
 }
 
 TEST_F(CoordinatorTest, ALossFailsWhatItConcernsAndNothingElse) {
@@ -549,56 +570,50 @@ TEST_F(CoordinatorTest, ABrokenEpochFailsItsJobsAndIsMadeAnew) {
 
 TEST_F(CoordinatorTest, ASilentWorkerIsLost) {
   CoordinatorOptions options = Patient();
-  options.lost_after = milliseconds(300) * kSlowness;
-  Begin(options);
+  options.lost_after = 5 * kInterval;
+  BeginAtRest(options);
   const std::shared_ptr<Member> loud = Join(), silent = Join();
-  ASSERT_TRUE(WaitUntil([&] {
-    loud->Beat();
-    return silent->over();
-  }));
+  ASSERT_TRUE(AwaitGroup(2));
+  for (int i = 0; i < 5; ++i) PassInterval(1, [&] { loud->Beat(); });
+  EXPECT_FALSE(silent->over());
+  PassInterval(1, [&] { loud->Beat(); });
+  EXPECT_TRUE(silent->over());
   EXPECT_EQ(silent->end().code(), absl::StatusCode::kUnavailable);
   EXPECT_FALSE(loud->over());
-  EXPECT_GT(loud->alive(), 0) << "a heartbeat stays without an answer";
+  EXPECT_EQ(loud->alive(), 6) << "every heartbeat is answered";
   EXPECT_EQ(silent->alive(), 0);
 }
 
 TEST_F(CoordinatorTest, AJobWithoutProgressFailsAndItsEpochIsFenced) {
   CoordinatorOptions options = Patient();
-  options.exchange_deadline = milliseconds(300) * kSlowness;
-  Begin(options);
+  options.exchange_deadline = 3 * kInterval;
+  BeginAtRest(options);
   const auto members = JoinAll(2);
   Coordinator::JobId id = 0;
   const std::shared_ptr<Job> job = Run(2, &id);
   ASSERT_TRUE(job->AwaitStarted());
   const std::string epoch = job->seen().start.epoch();
   // As long as one rank gets on, or computes, nothing happens.
-  const auto until = std::chrono::steady_clock::now() + 2 * options.exchange_deadline;
   uint64_t progress = 0;
-  WaitUntil([&] {
-    members[0]->Beat(id, ++progress);
-    return std::chrono::steady_clock::now() > until;
-  });
-  const auto later = std::chrono::steady_clock::now() + 2 * options.exchange_deadline;
-  WaitUntil([&] {
-    members[0]->Beat(id, progress, true);
+  for (int i = 0; i < 6; ++i) PassInterval(1, [&] { members[0]->Beat(id, ++progress); });
+  const auto beats = [&](bool computing) {
+    members[0]->Beat(id, progress, computing);
     members[1]->Beat(id, 1);
-    return std::chrono::steady_clock::now() > later;
-  });
+  };
+  for (int i = 0; i < 6; ++i) PassInterval(2, [&] { beats(true); });
   EXPECT_EQ(job->seen().failed, 0);
-  ASSERT_TRUE(WaitUntil([&] {
-    for (const auto& member : members) member->Beat(id, progress);
-    return job->seen().failed > 0;
-  }));
+  for (int i = 0; i < 4; ++i) PassInterval(2, [&] { beats(false); });
+  ASSERT_EQ(job->seen().failed, 1);
   EXPECT_EQ(job->seen().status.code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(RetryAfter(job->seen().status).has_value());
-  EXPECT_TRUE(WaitUntil([&] { return members[0]->epochs().count(epoch) == 0; }));
+  EXPECT_EQ(members[0]->epochs().count(epoch), 0u);
 }
 
 TEST_F(CoordinatorTest, AFinishedJobIsNotWatchedWhileItsRowsAreRead) {
   CoordinatorOptions options = Patient();
-  options.exchange_deadline = milliseconds(100) * kSlowness;
-  Begin(options);
-  JoinAll(2);
+  options.exchange_deadline = 3 * kInterval;
+  BeginAtRest(options);
+  const auto members = JoinAll(2);
   Coordinator::JobId slow_id = 0, next_id = 0;
   const std::shared_ptr<Job> slow = Run(2, &slow_id);
   ASSERT_TRUE(slow->AwaitStarted());
@@ -606,7 +621,8 @@ TEST_F(CoordinatorTest, AFinishedJobIsNotWatchedWhileItsRowsAreRead) {
   coordinator_->RankIdle(slow_id, 1);
   const std::shared_ptr<Job> next = Run(2, &next_id);
   ASSERT_TRUE(next->AwaitStarted()) << "the workers are idle";
-  EXPECT_FALSE(next->AwaitFailed().ok()) << "this one makes no progress";
+  for (int i = 0; i < 4; ++i) PassInterval(1, [&] { members[0]->Beat(); });
+  ASSERT_EQ(next->seen().failed, 1) << "this one makes no progress";
   coordinator_->RankIdle(next_id, 0);
   coordinator_->RankIdle(next_id, 1);
   coordinator_->End(next_id, next->seen().status);
@@ -780,7 +796,7 @@ TEST_F(CoordinatorTest, EveryJobEndsWhateverHappens) {
   for (int i = 0; i < 3; ++i) Join();
   ASSERT_TRUE(AwaitGroup(3));
   std::atomic<bool> done{false};
-  std::atomic<int> finished{0}, failed{0}, hung{0}, disorder{0};
+  std::atomic<int> finished{0}, hung{0}, disorder{0};
   const auto caller = [&](int seed) {
     std::mt19937 random(seed);
     while (!done) {
@@ -795,7 +811,7 @@ TEST_F(CoordinatorTest, EveryJobEndsWhateverHappens) {
         const int ranks = static_cast<int>(job->seen().grant.ranks.size());
         for (int rank = 0; rank < ranks; ++rank) coordinator_->RankIdle(id, rank);
       }
-      ++(over(job->seen()) ? failed : finished);
+      finished += !over(job->seen());
       disorder += job->seen().disorder;
       coordinator_->End(id, absl::OkStatus());
     }
@@ -805,28 +821,31 @@ TEST_F(CoordinatorTest, EveryJobEndsWhateverHappens) {
   std::mt19937 random(99);
   std::vector<std::shared_ptr<Member>> members;
   for (int round = 0; round < 60; ++round) {
+    while (members.size() < 3) members.push_back(Join());
+    EXPECT_TRUE(WaitUntil(
+        [&] { return members.back()->epochs().count(coordinator_->Describe().epoch()) > 0; }));
+    // What comes now meets one running ring at least: this.
+    Coordinator::JobId id = 0;
+    const std::shared_ptr<Job> job = Run(2, &id);
+    EXPECT_TRUE(job->AwaitStarted());
     const int before = finished;
-    if (members.size() < 3) members.push_back(Join());
-    switch (random() % 3) {
-      case 0:
-        members[random() % members.size()]->Lose();
-        break;
-      case 1:
-        members[random() % members.size()]->SayLeaving();
-        break;
-      default:
-        members[random() % members.size()]->SayBroken(coordinator_->Describe().epoch());
+    const auto victim = members.begin() + random() % 3;
+    const int fate = random() % 3;
+    if (fate == 0) {
+      (*victim)->SayLeaving();
+    } else {
+      if (fate == 1) (*victim)->SayBroken(job->seen().start.epoch());
+      (*victim)->Lose();
+      EXPECT_FALSE(job->AwaitFailed().ok());
     }
+    members.erase(victim);
+    coordinator_->End(id, absl::OkStatus());
     EXPECT_TRUE(WaitUntil([&] { return finished > before; })) << "nothing gets on";
-    members.erase(std::remove_if(members.begin(), members.end(),
-                                 [](const auto& member) { return member->over(); }),
-                  members.end());
   }
   done = true;
   for (std::thread& thread : callers) thread.join();
   EXPECT_EQ(hung, 0);
   EXPECT_EQ(disorder, 0);
-  EXPECT_GT(failed, 0);
   EXPECT_TRUE(coordinator_->AwaitIdle(kPatience));
   ASSERT_TRUE(WaitUntil([&] { return coordinator_->Describe().unfinished_jobs() == 0; }));
   EXPECT_EQ(coordinator_->Describe().queued_jobs(), 0);
