@@ -14,6 +14,9 @@ namespace {
 constexpr int kLanes = 16;
 using Words = uint32_t __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Lanes = uint32_t __attribute__((vector_size(4 * kLanes)));
+using HalfLanes = uint16_t __attribute__((vector_size(4 * kLanes)));
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // One step of a transpose: swaps, between the rows i and i + kDistance, the halves of every run of
 // 2 * kDistance words that lie off the diagonal.
@@ -168,51 +171,78 @@ RINGSERVE_INLINE void WeightedRows(float* sums, const float* weights, const Numb
   }
 }
 
-// e^x = 2^n e^r with |r| <= log(2) / 2; the polynomial and the two parts of log(2) are those of
-// Cephes' expf. A product makes 2^n, because NaN must survive it. A mask instead of a condition,
-// which compilers would turn into a branch.
-RINGSERVE_INLINE float Exp(float x) {
-  constexpr float kRound = 0x1.8p23f;  // plus a number, minus itself: the nearest integer
-  const float shifted = x * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1;
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) + 127) << 23;
-  const uint32_t kept = -static_cast<uint32_t>(!(x < -87));
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p * std::bit_cast<float>(power)) & kept);
+// e^x = 2^n 2^f, |f| <= 1/2; the polynomial is 1 at 0 and there the best of degree 5 by relative
+// error (9.2e-8). A product makes 2^n, because NaN must survive it. `kBias` makes n an exponent.
+RINGSERVE_INLINE void Exp(Floats& x) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kBias = 0x1.8p23f + 127;  // plus a number, minus itself: the nearest integer
+  const Floats shifted = x * kLog2E + kBias;
+  const Floats f = x * kLog2E - (shifted - kBias);
+  Floats p = f * 1.3264727e-3f + 9.6715130e-3f;
+  p = p * f + 5.5507336e-2f;
+  p = p * f + 2.4022242e-1f;
+  p = p * f + 6.9314700e-1f;
+  p = p * f + 1;
+  const Floats power = (Floats)((Lanes)shifted << 23);
+  const Lanes vanishes = (Lanes)(x < -87);
+  x = (Floats)((Lanes)(p * power) & ~vanishes);
 }
 
-// As many sums side by side on every processor, and where a sanitizer keeps compilers from vectors:
-// their rounding grows with what each adds up.
-RINGSERVE_INLINE float Sum(const float* row, int64_t n) {
+RINGSERVE_INLINE void Store(float* weights, const Floats& first, const Floats& second) {
+  std::memcpy(weights, &first, sizeof first);
+  std::memcpy(weights + kLanes, &second, sizeof second);
+}
+// To the nearest, ties away from 0; NaN stays NaN, as those of arithmetic are quiet.
+RINGSERVE_INLINE void Store(BFloat16Bits* weights, const Floats& first, const Floats& second) {
+  const auto a = (HalfLanes)((Lanes)first + 0x8000), b = (HalfLanes)((Lanes)second + 0x8000);
+  const HalfLanes narrow =
+      __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33,
+                              35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
+  std::memcpy(weights, &narrow, sizeof narrow);
+}
+
+// Two vectors of scores become weights.
+template <typename Number>
+RINGSERVE_INLINE void WeighTwo(Number* weights, const float* scores, float scale, float most,
+                               Floats& sums) {
+  Floats first, second;
+  std::memcpy(&first, scores, sizeof first);
+  std::memcpy(&second, scores + kLanes, sizeof second);
+  first = first * scale - most;
+  second = second * scale - most;
+  Exp(first);
+  Exp(second);
+  sums += first + second;
+  Store(weights, first, second);
+}
+
+// `most` is the largest product, rounded. That the others are not, where compilers fuse them with
+// the subtraction, is as good, unless what rounding took from `most` counts by itself: where scores
+// reach 2^32 it would make the largest weight 0 or infinite.
+constexpr float kRoundingCounts = 0x1p16f;
+
+// Sixteen sums side by side on every processor: their rounding grows with what each adds up.
+template <typename Number>
+RINGSERVE_INLINE float WeighRow(Number* weights, float* row, int64_t n, float scale, float most) {
+  constexpr int64_t kAtOnce = 2 * kLanes;
+  if (std::abs(most) > kRoundingCounts) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) row[i] *= scale;
+    scale = 1;
+  }
   Floats sums = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    Floats floats;
-    std::memcpy(&floats, row + i, sizeof floats);
-    sums += floats;
+  for (; i + kAtOnce <= n; i += kAtOnce) WeighTwo(weights + i, row + i, scale, most, sums);
+  if (i < n) {
+    float scores[kAtOnce];
+    Number rest[kAtOnce];
+    std::fill(std::copy(row + i, row + n, scores), scores + kAtOnce, -kInfinity);
+    WeighTwo(rest, scores, scale, most, sums);
+    std::copy_n(rest, n - i, weights + i);
   }
   float sum = 0;
   for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-  for (; i < n; ++i) sum += row[i];
   return sum;
-}
-
-RINGSERVE_INLINE float WeighRow(float* row, int64_t n, float scale, float most) {
-  // In a loop of its own, or it would be fused with the subtraction, unrounded. `most` is the
-  // largest of these products, rounded: what rounding took from it is past fp32's exponents where
-  // scores reach 2^32, and would make its weight 0 or infinite.
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) row[i] *= scale;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) row[i] = Exp(row[i] - most);
-  return Sum(row, n);
 }
 
 template <typename Wide>
@@ -234,12 +264,6 @@ template <typename Wide, typename Number>
 RINGSERVE_INLINE void Bias(Wide* row, const Number* bias, int64_t n, Wide scale) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) row[i] = row[i] * scale + Widen(bias[i]);
-}
-
-// To the nearest, ties to even; NaN stays NaN, as those of arithmetic are quiet.
-RINGSERVE_INLINE BFloat16Bits Narrow(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<BFloat16Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 }  // namespace
@@ -312,16 +336,11 @@ RINGSERVE_CLONES float Largest(const float* scores, int64_t n) {
 }
 
 RINGSERVE_CLONES float Weigh(float* row, int64_t n, float scale, float most) {
-  return WeighRow(row, n, scale, most);
+  return WeighRow(row, row, n, scale, most);
 }
-
-// In two loops: of one, compilers make vectors half as wide.
 RINGSERVE_CLONES float Weigh(BFloat16Bits* weights, float* row, int64_t n, float scale,
                              float most) {
-  const float sum = WeighRow(row, n, scale, most);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) weights[i] = Narrow(row[i]);
-  return sum;
+  return WeighRow(weights, row, n, scale, most);
 }
 
 RINGSERVE_CLONES void AddDistances(float* row, int64_t n, float scale, float slope,
