@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "proto/tensor_shape.h"
 #include "tests/support/backward_oracle.h"
 #include "tests/support/elements.h"
@@ -15,6 +16,7 @@
 #include "tests/support/random_case.h"
 #include "tests/worker/attention/counted_memory.h"
 #include "tests/worker/attention/local_backward.h"
+#include "worker/assignment.h"
 
 namespace ringserve::test {
 namespace {
@@ -280,6 +282,59 @@ TEST(BackwardPlan, SendsGradientsInTheStepAfterTheirTiles) {
   ASSERT_EQ(plan->shards.steps.size(), 3);
   EXPECT_EQ(plan->gradients_to[2], 0);
   EXPECT_EQ(plan->gradients_from[2], 0);
+}
+
+// A step in one line, whoever says it.
+std::string Described(const v1::Step& step) {
+  std::string line;
+  for (const v1::Transfer& send : step.sends())
+    absl::StrAppend(&line, " send ", send.owner(), " to ", send.peer());
+  for (const v1::Transfer& recv : step.recvs())
+    absl::StrAppend(&line, " take ", recv.owner(), " from ", recv.peer());
+  for (const v1::Tile& tile : step.tiles())
+    absl::StrAppend(&line, " tile of ", tile.owner(), " at ", tile.q_begin(), ",", tile.k_begin());
+  for (const int owner : step.partial_sends()) absl::StrAppend(&line, " gradients to ", owner);
+  for (const int reader : step.partial_recvs()) absl::StrAppend(&line, " gradients from ", reader);
+  return line;
+}
+std::string Described(const RankAssignment& job, size_t t) {
+  const Step& step = job.plan.steps[t];
+  std::string line;
+  for (const Transfer& send : step.sends)
+    absl::StrAppend(&line, " send ", send.owner, " to ", send.peer);
+  for (const Transfer& recv : step.recvs)
+    absl::StrAppend(&line, " take ", recv.owner, " from ", recv.peer);
+  for (const Tile& tile : step.tiles)
+    absl::StrAppend(&line, " tile of ", tile.owner, " at ", tile.q_begin, ",", tile.k_begin);
+  if (job.gradients_to[t]) absl::StrAppend(&line, " gradients to ", *job.gradients_to[t]);
+  if (job.gradients_from[t]) absl::StrAppend(&line, " gradients from ", *job.gradients_from[t]);
+  return line;
+}
+
+// The planner's dry run and the worker derive the backward steps from the forward ones, each for
+// itself.
+TEST(BackwardPlan, IsWhatThePlannerDescribes) {
+  for (int seed = 0; seed < 200; ++seed) {
+    Case c = RandomCase(seed, kMostWorkers, 60);
+    SCOPED_TRACE(c.ToString());
+    c.options.set_return_lse(false);
+    c.options.set_rotate(kRotates[seed % 2]);
+    const absl::StatusOr<Plan> plan = MakePlan(c.spec, c.options, {.workers = kMostWorkers},
+                                               DefaultMeasurements(), {.backward = true});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    for (int rank = 0; rank < plan->ranks(); ++rank) {
+      v1::Assignment assignment = AssignmentFor(*plan, rank);
+      assignment.set_job(1);
+      const absl::StatusOr<RankAssignment> worker = ParseAssignment(assignment);
+      ASSERT_TRUE(worker.ok()) << worker.status();
+      std::vector<v1::Step> planner = BackwardStepsFor(*plan, rank);
+      ASSERT_LE(planner.size(), worker->plan.steps.size());
+      planner.resize(worker->plan.steps.size());
+      for (size_t t = 0; t < planner.size(); ++t) {
+        EXPECT_EQ(Described(planner[t]), Described(*worker, t)) << "rank " << rank << " step " << t;
+      }
+    }
+  }
 }
 
 TEST(BackwardPlan, RefusesQueriesThatTravel) {
