@@ -11,7 +11,7 @@
 #include "ringserve/merge.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/request.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve::test {
 namespace {
@@ -20,26 +20,12 @@ using ::testing::HasSubstr;
 
 constexpr int kWorkers = 4;
 
-class AttendTest : public ::testing::Test {
+class AttendTest : public ClusterTest {
  protected:
   static void SetUpTestSuite() {
-    cluster_ = new Cluster({.workers = kWorkers, .worker_flags = {"--memory-bytes", "256MiB"}});
+    Start({.workers = kWorkers, .worker_flags = {"--memory-bytes", "256MiB"}});
   }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
-  void TearDown() override {
-    EXPECT_TRUE(cluster_->AwaitIdle());
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
-  }
-
-  static Client& client() { return cluster_->client(); }
-
-  static Cluster* cluster_;
 };
-
-Cluster* AttendTest::cluster_ = nullptr;
 
 void ExpectRight(const Request& request, const absl::StatusOr<Answer>& answer) {
   ASSERT_TRUE(answer.ok()) << answer.status() << "\n" << request.header().ShortDebugString();

@@ -14,7 +14,7 @@
 #include "tests/integration/backward_request.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/request.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 #include "tests/support/elements.h"
 #include "tests/support/random.h"
 #include "tests/support/random_case.h"
@@ -28,17 +28,9 @@ constexpr int kWorkers = 3;
 constexpr v1::RotateMethod kRotates[] = {v1::ROTATE_METHOD_ALL_TO_ALL,
                                          v1::ROTATE_METHOD_ALL_GATHER};
 
-class BackwardTest : public ::testing::Test {
+class BackwardTest : public ClusterTest {
  protected:
-  static void SetUpTestSuite() { cluster_ = new Cluster({.workers = kWorkers}); }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
-  void TearDown() override {
-    EXPECT_TRUE(cluster_->AwaitIdle());
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
-  }
+  static void SetUpTestSuite() { Start({.workers = kWorkers}); }
 
   static void ExpectRight(const v1::AttendHeader& header, bool with_d_lse, uint64_t seed = 5,
                           double gain = 1) {
@@ -49,11 +41,7 @@ class BackwardTest : public ::testing::Test {
     ASSERT_TRUE(gradients.ok()) << gradients.status();
     EXPECT_EQ(request.WhatIsWrong(*gradients, request.header()), "");
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* BackwardTest::cluster_ = nullptr;
 
 v1::AttentionSpec GroupedSpec(int64_t q_len, int64_t kv_len) {
   v1::AttentionSpec spec = MakeSpec(q_len, kv_len, 4, 16, 24);

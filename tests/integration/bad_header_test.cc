@@ -16,24 +16,19 @@
 #include "tests/integration/process_facts.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/tcp_connection.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve::test {
 namespace {
 
 using ::testing::HasSubstr;
 
-class BadHeaderTest : public ::testing::Test {
+class BadHeaderTest : public ClusterTest {
  protected:
-  static void SetUpTestSuite() { cluster_ = new Cluster({.workers = 0}); }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
+  static void SetUpTestSuite() { Start({.workers = 0}); }
   void TearDown() override {
     EXPECT_TRUE(cluster_->server().running());
-    EXPECT_TRUE(cluster_->AwaitIdle());
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
+    ClusterTest::TearDown();
   }
 
   static std::shared_ptr<grpc::Channel> channel() { return NewChannel(cluster_->address()); }
@@ -45,11 +40,7 @@ class BadHeaderTest : public ::testing::Test {
     call.SendHeader(header);
     return call.Finish();
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* BadHeaderTest::cluster_ = nullptr;
 
 void ExpectStatus(const absl::Status& status, absl::StatusCode code, const std::string& words) {
   EXPECT_EQ(status.code(), code) << status;

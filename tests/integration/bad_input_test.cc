@@ -17,7 +17,7 @@
 #include "tests/integration/process_facts.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/tcp_relay.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve::test {
 namespace {
@@ -25,16 +25,12 @@ namespace {
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 
-class BadInputTest : public ::testing::Test {
+class BadInputTest : public ClusterTest {
  protected:
   static void SetUpTestSuite() {
     ClusterOptions options = HeldClusterOptions();
     options.server_flags = {"--min-rate-bytes-per-second", "1000"};
-    cluster_ = new Cluster(options);
-  }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
+    Start(options);
   }
 
   // Whatever was sent: nothing stays reserved, and a right request gets its answer.
@@ -46,7 +42,7 @@ class BadInputTest : public ::testing::Test {
     if (answer.ok()) {
       EXPECT_EQ(SmallRequest().WhatIsWrong(*answer), "");
     }
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
+    ClusterTest::TearDown();
   }
 
   // One batch row, one head, 8 x 4 floats: 128 bytes each of q, k, v.
@@ -61,11 +57,7 @@ class BadInputTest : public ::testing::Test {
     upload(call);
     return call.Finish();
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* BadInputTest::cluster_ = nullptr;
 
 std::string Zeros(size_t size) { return std::string(size, '\0'); }
 

@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/integration/held_job.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve::test {
 namespace {
@@ -48,28 +48,17 @@ class Bystander {
   std::thread thread_;
 };
 
-class CancelTest : public ::testing::TestWithParam<Moment> {
+class CancelTest : public ClusterTest, public ::testing::WithParamInterface<Moment> {
  protected:
-  static void SetUpTestSuite() { cluster_ = new Cluster(HeldClusterOptions()); }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
+  static void SetUpTestSuite() { Start(HeldClusterOptions()); }
   void SetUp() override { SmallRequest(); }
-  void TearDown() override {
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
-  }
 
   static bool EndIsLogged(const HeldJob& job) {
     return cluster_->server()
         .WaitForLogLine({"state=ended ", absl::StrCat("request=", job.id())})
         .has_value();
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* CancelTest::cluster_ = nullptr;
 
 std::string NameOfMoment(const ::testing::TestParamInfo<Moment>& info) {
   return NameOf(info.param);

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "tests/integration/raw_call.h"
 #include "tests/integration/request.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve::test {
 namespace {
@@ -19,19 +19,10 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kMostBiasBytes = 16 << 20;
 
-class ExtrasTest : public ::testing::Test {
+class ExtrasTest : public ClusterTest {
  protected:
   static void SetUpTestSuite() {
-    cluster_ = new Cluster(
-        {.workers = 3, .server_flags = {"--max-bias-bytes", absl::StrCat(kMostBiasBytes)}});
-  }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
-  void TearDown() override {
-    EXPECT_TRUE(cluster_->AwaitIdle());
-    if (HasFailure()) ADD_FAILURE() << cluster_->Logs();
+    Start({.workers = 3, .server_flags = {"--max-bias-bytes", absl::StrCat(kMostBiasBytes)}});
   }
 
   static void ExpectRight(const v1::AttendHeader& header) {
@@ -55,11 +46,7 @@ class ExtrasTest : public ::testing::Test {
     upload(call);
     return call.Finish();
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* ExtrasTest::cluster_ = nullptr;
 
 // One batch row, one head, 8 x 4 floats: 128 bytes each of q, k, v.
 v1::AttendHeader TinyHeader() { return MakeHeader(MakeSpec(8, 8, 1, 4, 4), "tiny", 2); }

@@ -18,7 +18,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "tests/integration/request.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 #include "tests/support/random_case.h"
 
 namespace ringserve::test {
@@ -37,14 +37,10 @@ std::optional<uint64_t> NumberFrom(const char* name, uint64_t otherwise) {
   return value;
 }
 
-class RandomRequests : public ::testing::Test {
+class RandomRequests : public ClusterTest {
  protected:
   static void SetUpTestSuite() {
-    cluster_ = new Cluster({.workers = kWorkers, .worker_flags = {"--memory-bytes", "256MiB"}});
-  }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
+    Start({.workers = kWorkers, .worker_flags = {"--memory-bytes", "256MiB"}});
   }
   void TearDown() override {
     EXPECT_TRUE(cluster_->AwaitIdle());
@@ -52,11 +48,7 @@ class RandomRequests : public ::testing::Test {
     const std::string logs = cluster_->Logs();
     ADD_FAILURE() << logs.substr(logs.size() - std::min(logs.size(), kMostLogBytes));
   }
-
-  static Cluster* cluster_;
 };
-
-Cluster* RandomRequests::cluster_ = nullptr;
 
 // Mostly short, so that there are many; now and then past the sizes of kernels' blocks and
 // messages.

@@ -14,7 +14,7 @@
 #include "tests/client/ringctl/input_file.h"
 #include "tests/client/ringctl/ringctl_process.h"
 #include "tests/client/ringctl/scratch_folder.h"
-#include "tests/support/cluster.h"
+#include "tests/support/cluster_fixture.h"
 
 namespace ringserve {
 namespace {
@@ -44,17 +44,9 @@ std::vector<v1::DType> DTypes() {
   return {v1::DTYPE_F32, v1::DTYPE_F64, v1::DTYPE_BF16, v1::DTYPE_F16};
 }
 
-class RingctlAttend : public ::testing::Test {
+class RingctlAttend : public test::ClusterTest {
  protected:
-  static void SetUpTestSuite() { cluster_ = new test::Cluster({.workers = kWorkers}); }
-  static void TearDownTestSuite() {
-    delete cluster_;
-    cluster_ = nullptr;
-  }
-  void TearDown() override {
-    EXPECT_TRUE(cluster_->AwaitIdle());
-    if (HasFailure()) std::fputs(cluster_->Logs().c_str(), stderr);
-  }
+  static void SetUpTestSuite() { Start({.workers = kWorkers}); }
 
   RunResult Ringctl(std::vector<std::string> arguments) {
     return test::RunRingctl(spawner_, cluster_->address(), std::move(arguments));
@@ -100,12 +92,9 @@ class RingctlAttend : public ::testing::Test {
     }
   }
 
-  static test::Cluster* cluster_;
   test::ScratchFolder folder_;
   test::Spawner spawner_;
 };
-
-test::Cluster* RingctlAttend::cluster_ = nullptr;
 
 TEST_F(RingctlAttend, TakesBiasSlopesAndSinksFromFilesAndVerifiesThem) {
   v1::AttentionSpec spec = Spec(v1::DTYPE_BF16, v1::TENSOR_LAYOUT_BSHD, 200, 300);
