@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not importable: ./dev se
 
 import ringserve  # noqa: E402
 import ringserve.torch  # noqa: E402
-from conftest import accepted, run_example, upload  # noqa: E402
+from conftest import accepted, upload  # noqa: E402
 from ringserve import errors, masks  # noqa: E402
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -344,13 +344,3 @@ def test_a_compiled_function_is_served(scope):
         found = compiled(q, k, v)
     assert scope.calls == 1
     torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
-
-
-def test_the_example_of_a_causal_model_gets_the_same_logits(cluster, source):
-    assert "3 attention calls served by 2 workers" in run_example(source, cluster, "context_parallel.py", "--tokens", "700")
-
-
-@pytest.mark.skipif("RINGSERVE_ENCODER" not in os.environ, reason="its weights are fetched by examples/encoder.py itself")
-def test_the_example_of_a_pretrained_encoder_gets_the_same_embeddings(cluster, source):
-    printed = run_example(source, cluster, "encoder.py", "--passages", "20", "--model", os.environ["RINGSERVE_ENCODER"])
-    assert "6 attention calls served" in printed

@@ -7,7 +7,6 @@ torch = pytest.importorskip("torch", reason="PyTorch is not importable: ./dev se
 
 import ringserve  # noqa: E402
 import ringserve.torch  # noqa: E402
-from conftest import run_example  # noqa: E402
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 
@@ -111,10 +110,3 @@ def test_two_threads_one_inside_and_one_outside(scope):
     thread.join()
     assert (scope.calls, scope.backward_calls) == (2, 2)
     assert_same(local, served)
-
-
-@pytest.mark.parametrize("steps, tokens", [(3, 48), pytest.param(60, 512, marks=pytest.mark.long)])
-def test_the_example_of_a_training_gets_the_same_losses(cluster, source, steps, tokens):
-    printed = run_example(source, cluster, "training.py", "--steps", str(steps), "--tokens", str(tokens))
-    assert f"{3 * steps} attention calls and {3 * steps} of their backward passes served by 2 workers" in printed
-    assert "generated, the same" in printed and "plumbing, not language" in printed
