@@ -20,7 +20,7 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
 
 // Most keys of a batch row that our own kernel lays out at once, and what it rounds keys and value
 // columns up to.
-constexpr uint64_t kKeysLaidOut = 1024;
+constexpr uint64_t kKeysLaidOut = 2048;
 constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
 
 // Rows that deltas are taken of at once.

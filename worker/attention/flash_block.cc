@@ -63,7 +63,7 @@ class FlashBlock {
         queries_at_once_(std::min(queries_, kRowsAtOnce)),
         heads_at_once_(HeadsAtOnce()),
         most_rows_(std::min(RoundUp(heads_at_once_ * queries_at_once_, kRowsRounded), kRowsAtOnce)),
-        most_keys_(few_ ? 0 : RoundUp(std::min(keys_, kKeysOfSlice), kPanelColumns)),
+        most_keys_(few_ ? 0 : RoundUp(std::min(keys_, kKeysLaidOut), kPanelColumns)),
         most_kv_heads_(MostKvHeads()),
         laid_out_(at::empty({most_kv_heads_ * HeadBytes()}, at::kByte)),
         scratch_(at::empty({at::get_num_threads(), ScratchBytes()}, at::kByte)) {
@@ -73,9 +73,9 @@ class FlashBlock {
   void Run() {
     const int64_t kv_heads = batch_ * kv_heads_;
     for (int64_t head = 0; head < kv_heads; head += most_kv_heads_) {
-      for (int64_t key = 0; key < keys_; key += kKeysOfSlice) {
+      for (int64_t key = 0; key < keys_; key += kKeysLaidOut) {
         const Slice slice = {head, std::min(kv_heads, head + most_kv_heads_), key,
-                             std::min(keys_, key + kKeysOfSlice)};
+                             std::min(keys_, key + kKeysLaidOut)};
         if (!few_) LayOut(slice);
         Attend(slice);
       }
@@ -83,8 +83,6 @@ class FlashBlock {
   }
 
  private:
-  static constexpr int64_t kKeysOfSlice = kKeysLaidOut * (sizeof(float) / sizeof(Factor));
-
   // Key heads, counted over all batch rows, and keys.
   struct Slice {
     int64_t first_head, last_head, k_begin, k_end;

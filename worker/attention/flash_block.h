@@ -12,9 +12,8 @@
 
 namespace ringserve {
 
-// The most keys that are laid out at once, of each batch row and key head, in fp32; of pairs, which
-// take half the bytes, twice as many.
-inline constexpr int64_t kKeysLaidOut = 1024;
+// The most keys that are laid out at once, of each batch row and key head.
+inline constexpr int64_t kKeysLaidOut = 2048;
 
 // Up to so many rows of scores per key head (queries times the heads that share it) the keys are
 // read as they lie: to lay them out would take longer.

@@ -208,6 +208,22 @@ TEST(Ring, HoldsNoMoreMemoryThanThePlanReserves) {
   }
 }
 
+// Shards that dwarf what a kernel takes: those that travel count, and no more of them.
+TEST(Ring, HoldsTwoShardsThatTravel) {
+  v1::AttentionSpec spec = CausalSpec(8'000, v1::DTYPE_F32);
+  spec.clear_masks();
+  spec.set_q_len(16);
+  const Plan plan = PlanOf(spec, 4, v1::ROTATE_METHOD_ALL_TO_ALL, v1::BALANCER_CONTIGUOUS);
+  const Outcome outcome = RunLocally(plan, RandomInputs(spec, 1));
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  const uint64_t shard = KvShardBytes(spec, plan.kv)[0];
+  for (int rank = 0; rank < 4; ++rank) {
+    const uint64_t travelling = outcome.ranks[rank].most_memory_held;
+    EXPECT_GE(travelling, 2 * shard) << rank;
+    EXPECT_LE(shard + travelling, plan.peak_bytes[rank] + ScratchBytes(spec)) << rank;
+  }
+}
+
 TEST(Ring, GivesTheSameBitsEveryTime) {
   for (const v1::DType dtype : {v1::DTYPE_F32, v1::DTYPE_BF16}) {
     for (const v1::RotateMethod rotate : kRotates) {
