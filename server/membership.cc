@@ -17,6 +17,8 @@ namespace {
 constexpr milliseconds kFirstRest{100};
 constexpr milliseconds kLongestRest{5'000};
 
+constexpr size_t kLargestToken = 1'024;
+
 }  // namespace
 
 bool Membership::Epoch::Has(Id member) const {
@@ -72,6 +74,7 @@ Membership::Actions Membership::Receive(Id id, const v1::WorkerMessage& message)
     alive.set_alive(true);
     actions.push_back(Send{id, std::move(alive)});
   }
+  if (message.has_rendezvous()) Meet(*member, message.rendezvous(), actions);
   if (!message.epoch_ready().empty()) Ready(*member, message.epoch_ready(), actions);
   if (!message.epoch_broken().empty()) {
     const auto epoch = std::find_if(epochs_.begin(), epochs_.end(), [&](const Epoch& candidate) {
@@ -338,6 +341,21 @@ void Membership::Ready(const Member& member, const std::string& id, Actions& act
   epoch->age = milliseconds(0);
   actions.push_back(
       Note{false, absl::StrCat("ready epoch=", id, " members=", epoch->members.size())});
+}
+
+void Membership::Meet(const Member& member, const v1::Rendezvous& rendezvous, Actions& actions) {
+  const auto epoch = std::find_if(epochs_.begin(), epochs_.end(), [&](const Epoch& candidate) {
+    return candidate.id == rendezvous.epoch();
+  });
+  const size_t bytes = rendezvous.token().size();
+  if (epoch == epochs_.end() || epoch->ready() || epoch->met || bytes == 0 ||
+      bytes > kLargestToken || epoch->members.front() != member.id) {
+    return;
+  }
+  epoch->met = true;
+  v1::CoordinatorMessage message;
+  *message.mutable_rendezvous() = rendezvous;
+  for (const Id other : epoch->members) actions.push_back(Send{other, message});
 }
 
 void Membership::Renew(const std::string& reason, Actions& actions) {

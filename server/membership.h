@@ -133,6 +133,7 @@ class Membership {
     std::string id;
     std::vector<Id> members;
     std::set<Id> awaited;              // have not said ready
+    bool met = false;                  // its rendezvous was passed on
     std::chrono::milliseconds age{0};  // counted by Tick
     bool ready() const { return awaited.empty(); }
     bool Has(Id member) const;
@@ -148,6 +149,7 @@ class Membership {
   void Fence(const std::string& epoch, const std::string& reason, Actions& actions);
   void Break(const std::string& epoch, const std::string& reason, Actions& actions);
   void Ready(const Member& member, const std::string& epoch, Actions& actions);
+  void Meet(const Member& member, const v1::Rendezvous& rendezvous, Actions& actions);
   void Renew(const std::string& reason, Actions& actions);
 
   MembershipOptions options_;

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "worker/comm/nccl_calls.h"
+
 namespace ringserve {
 namespace {
 
@@ -21,7 +23,7 @@ CudaDevice Ask(int index, std::string& error) {
 }  // namespace
 
 CudaMachine AskCuda() {
-  CudaMachine machine = {.built = true};
+  CudaMachine machine = {.built = true, .nccl = NcclVersion()};
   cudaRuntimeGetVersion(&machine.runtime);
   cudaDriverGetVersion(&machine.driver);
   int count = 0;

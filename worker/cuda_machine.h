@@ -21,6 +21,7 @@ struct CudaMachine {
   bool too_old = false;  // the driver, for the runtime
   std::string error;     // any other reason why the devices cannot be counted
   std::vector<CudaDevice> devices;
+  std::string nccl;  // its version
 };
 
 // Uses no device. Where this program is built without CUDA: nothing but that.

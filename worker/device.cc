@@ -76,10 +76,14 @@ std::string ListDevices(int cpu_threads, const CudaMachine& machine) {
   std::string list =
       absl::StrCat("cpu     ", cpu_threads, cpu_threads == 1 ? " thread\n" : " threads\n");
   const std::string none = NoDevice(machine);
-  if (!none.empty()) return absl::StrCat(list, "no CUDA device: ", none, "\n");
+  if (!none.empty()) absl::StrAppend(&list, "no CUDA device: ", none, "\n");
   for (size_t index = 0; index < machine.devices.size(); ++index) {
     absl::StrAppendFormat(&list, "%-7s %s; not served yet\n", absl::StrCat("cuda:", index),
                           Describe(machine.devices[index]));
+  }
+  if (machine.built) {
+    absl::StrAppend(&list, "built with CUDA ", Version(machine.runtime), " and NCCL ", machine.nccl,
+                    "\n");
   }
   return list;
 }

@@ -16,7 +16,8 @@ absl::Status CheckDevice(const std::string& asked);
 // served, which is cpu. FAILED_PRECONDITION: why the one asked for cannot be served here.
 absl::StatusOr<std::string> ChooseDevice(const std::string& asked, const CudaMachine& machine);
 
-// One line for each device; without a GPU one that says "no CUDA device" and why.
+// One line for each device; without a GPU one that says "no CUDA device" and why. With CUDA one
+// more, of versions.
 std::string ListDevices(int cpu_threads, const CudaMachine& machine);
 
 }  // namespace ringserve

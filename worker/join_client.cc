@@ -48,15 +48,15 @@ JoinClient::JoinClient(JoinOptions options, Seats& seats, Hooks hooks)
 
 void JoinClient::Stop() {
   if (!thread_.joinable()) return;
-  Give(Stopping{});
+  inbox_->Give(Stopping{});
   thread_.join();
 }
 
 void JoinClient::EpochBroken(const std::string& epoch, const absl::Status& why) {
-  Give(Broken{epoch, why});
+  inbox_->Give(Broken{epoch, why});
 }
 
-void JoinClient::Leave() { Give(Leaving{}); }
+void JoinClient::Leave() { inbox_->Give(Leaving{}); }
 
 bool JoinClient::WaitUntilLeft(milliseconds timeout) {
   absl::MutexLock lock(&mu_);
@@ -68,20 +68,17 @@ absl::Status JoinClient::farewell() const {
   return farewell_;
 }
 
-void JoinClient::Give(Event event) {
-  absl::MutexLock lock(&mu_);
-  events_.push_back(std::move(event));
-}
-
 std::optional<JoinClient::Event> JoinClient::Next(Clock::time_point until) {
-  const auto there = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !events_.empty(); };
+  Inbox& inbox = *inbox_;
+  const auto there = [&inbox]()
+                         ABSL_SHARED_LOCKS_REQUIRED(inbox.mu) { return !inbox.events.empty(); };
   const absl::Duration left = absl::FromChrono(until - Clock::now());
-  absl::MutexLock lock(&mu_);
-  if (!mu_.AwaitWithTimeout(absl::Condition(&there), std::max(left, absl::ZeroDuration()))) {
+  absl::MutexLock lock(&inbox.mu);
+  if (!inbox.mu.AwaitWithTimeout(absl::Condition(&there), std::max(left, absl::ZeroDuration()))) {
     return std::nullopt;
   }
-  Event event = std::move(events_.front());
-  events_.pop_front();
+  Event event = std::move(inbox.events.front());
+  inbox.events.pop_front();
   return event;
 }
 
@@ -131,8 +128,8 @@ absl::Status JoinClient::StayJoined() {
   stay.next_tick = Clock::now() + options_.welcome_deadline;
   stay.stream = JoinStream::Open(
       v1::Cluster::NewStub(channel), hello,
-      {.on_message = [this](v1::CoordinatorMessage message) { Give(std::move(message)); },
-       .on_end = [this](const absl::Status& status) { Give(Ended{status}); }});
+      {.on_message = [this](v1::CoordinatorMessage message) { inbox_->Give(std::move(message)); },
+       .on_end = [this](const absl::Status& status) { inbox_->Give(Ended{status}); }});
   for (;;) {
     const std::optional<Event> event = Next(std::min(stay.next_tick, stay.leave_by));
     if (!event.has_value()) {
@@ -147,6 +144,10 @@ absl::Status JoinClient::StayJoined() {
       Obey(*message, stay);
     } else if (const auto* broken = std::get_if<Broken>(&*event)) {
       Break(*broken, stay);
+    } else if (const auto* met = std::get_if<Met>(&*event)) {
+      Tell(*met, stay);
+    } else if (const auto* built = std::get_if<Built>(&*event)) {
+      Tell(*built, stay);
     } else if (std::holds_alternative<Stopping>(*event)) {
       stopping_ = true;
       stay.End(absl::CancelledError("the worker stops"));
@@ -179,17 +180,9 @@ void JoinClient::Obey(const v1::CoordinatorMessage& message, Stay& stay) {
     stay.End(absl::FailedPreconditionError("the coordinator's first message is not `welcome`"));
     return;
   }
-  if (message.has_epoch()) {
-    v1::WorkerMessage answer;
-    const absl::Status entered = seats_.Enter(message.epoch());
-    if (entered.ok()) {
-      answer.set_epoch_ready(message.epoch().id());
-    } else {
-      answer.set_epoch_broken(message.epoch().id());
-    }
-    spdlog::info("epoch={} members={} index={} status={}", message.epoch().id(),
-                 message.epoch().members_size(), message.epoch().index(), entered.ToString());
-    stay.stream->Send(std::move(answer));
+  if (message.has_epoch()) Enter(message.epoch(), stay);
+  if (message.has_rendezvous()) {
+    seats_.Meet(message.rendezvous().epoch(), message.rendezvous().token());
   }
   if (!message.fence_epoch().empty()) {
     const absl::Status why =
@@ -204,6 +197,39 @@ void JoinClient::Obey(const v1::CoordinatorMessage& message, Stay& stay) {
     spdlog::info("recalled job={} held={}", message.recall_job(), held);
     if (held) stay.recalled.insert(message.recall_job());
   }
+}
+
+void JoinClient::Enter(const v1::Epoch& epoch, Stay& stay) {
+  const std::string& id = epoch.id();
+  const absl::Status entered =
+      seats_.Enter(epoch, {.meet =
+                               [inbox = inbox_, id](const std::string& token) {
+                                 inbox->Give(Met{id, token});
+                               },
+                           .built =
+                               [inbox = inbox_, id](const absl::Status& status) {
+                                 inbox->Give(Built{id, status});
+                               }});
+  spdlog::info("epoch={} members={} index={} status={}", id, epoch.members_size(), epoch.index(),
+               entered.ToString());
+  if (entered.ok()) return;
+  v1::WorkerMessage message;
+  message.set_epoch_broken(id);
+  stay.stream->Send(std::move(message));
+}
+
+void JoinClient::Tell(const Met& met, Stay& stay) {
+  v1::WorkerMessage message;
+  message.mutable_rendezvous()->set_epoch(met.epoch);
+  message.mutable_rendezvous()->set_token(met.token);
+  if (seats_.Find(met.epoch).ok()) stay.stream->Send(std::move(message));
+}
+
+void JoinClient::Tell(const Built& built, Stay& stay) {
+  if (!built.status.ok()) return Break({built.epoch, built.status}, stay);
+  v1::WorkerMessage message;
+  message.set_epoch_ready(built.epoch);
+  if (seats_.Find(built.epoch).ok()) stay.stream->Send(std::move(message));
 }
 
 bool JoinClient::Recall(uint64_t job, Stay& stay) {

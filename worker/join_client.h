@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <variant>
 
 #include <grpcpp/security/credentials.h>
@@ -76,18 +77,38 @@ class JoinClient {
   struct Ended {
     absl::Status status;
   };
+  struct Met {
+    std::string epoch, token;
+  };
+  struct Built {
+    std::string epoch;
+    absl::Status status;
+  };
   struct Leaving {};
   struct Stopping {};
-  using Event = std::variant<v1::CoordinatorMessage, Broken, Ended, Leaving, Stopping>;
+  using Event = std::variant<v1::CoordinatorMessage, Broken, Met, Built, Ended, Leaving, Stopping>;
+  // Lives as long as anything that may still put an event in: an epoch's line outlives the client
+  // where its communicator does.
+  struct Inbox {
+    absl::Mutex mu;
+    std::deque<Event> events ABSL_GUARDED_BY(mu);
+
+    void Give(Event event) {
+      absl::MutexLock lock(&mu);
+      events.push_back(std::move(event));
+    }
+  };
   struct Stay;  // one membership, from the dial to its end
 
   void Loop();
   absl::Status StayJoined();
   void Obey(const v1::CoordinatorMessage& message, Stay& stay);
+  void Enter(const v1::Epoch& epoch, Stay& stay);
+  void Tell(const Met& met, Stay& stay);
+  void Tell(const Built& built, Stay& stay);
   void Break(const Broken& broken, Stay& stay);
   bool Recall(uint64_t job, Stay& stay);
   void Tick(Stay& stay);
-  void Give(Event event);
   std::optional<Event> Next(Clock::time_point until);
   bool Going() const { return leaving_ || stopping_; }
 
@@ -99,8 +120,8 @@ class JoinClient {
   bool leaving_ = false;
   bool stopping_ = false;
 
+  const std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
   mutable absl::Mutex mu_;
-  std::deque<Event> events_ ABSL_GUARDED_BY(mu_);
   bool left_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status farewell_ ABSL_GUARDED_BY(mu_);
   std::thread thread_;

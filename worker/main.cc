@@ -100,7 +100,9 @@ int Main(int argc, char** argv) {
   grpc_init();  // for good: gRPC's own end may wait seconds for a connection that is no more
   const absl::StatusOr<std::unique_ptr<RingService>> ring = RingService::Make(options.worker.tls);
   if (!ring.ok()) return Fail(ring.status());
-  const Exchange exchange = {.service = ring->get(), .build = [&](const v1::Epoch& epoch) {
+  const Exchange exchange = {.service = ring->get(),
+                             .build = [&](const v1::Epoch& epoch, const EpochLine& line) {
+                               line.built(absl::OkStatus());  // peers are dialled when needed
                                return (*ring)->Build(epoch);
                              }};
   return Serve(options.worker, exchange, signals);

@@ -11,14 +11,14 @@ void Seats::Join(const std::string& worker_id) {
   worker_id_ = worker_id;
 }
 
-absl::Status Seats::Enter(const v1::Epoch& epoch) {
+absl::Status Seats::Enter(const v1::Epoch& epoch, const EpochLine& line) {
   if (epoch.id().empty()) return absl::InvalidArgumentError("epoch.id is empty");
   if (epoch.index() < 0 || epoch.index() >= epoch.members_size()) {
     return absl::InvalidArgumentError(absl::StrCat("epoch.index is ", epoch.index(),
                                                    ": must be below ", epoch.members_size(),
                                                    ", the number of members"));
   }
-  absl::StatusOr<std::shared_ptr<Communicator>> communicator = build_(epoch);
+  absl::StatusOr<std::shared_ptr<Communicator>> communicator = build_(epoch, line);
   if (!communicator.ok()) return communicator.status();
   Seat seat{.index = epoch.index(),
             .members = epoch.members_size(),
@@ -26,6 +26,11 @@ absl::Status Seats::Enter(const v1::Epoch& epoch) {
   absl::MutexLock lock(&mu_);
   seats_.insert_or_assign(epoch.id(), std::move(seat));
   return absl::OkStatus();
+}
+
+void Seats::Meet(const std::string& epoch, const std::string& token) const {
+  const absl::StatusOr<Seat> seat = Find(epoch);
+  if (seat.ok()) seat->communicator->Meet(token);
 }
 
 bool Seats::Fence(const std::string& epoch, const absl::Status& reason) {

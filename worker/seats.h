@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "ringserve/v1/cluster.pb.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/epoch_line.h"
 
 namespace ringserve {
 
@@ -26,8 +27,10 @@ struct Seat {
 
 class Seats {
  public:
-  // Builds an epoch's communicator without waiting for the other members.
-  using Build = std::function<absl::StatusOr<std::shared_ptr<Communicator>>(const v1::Epoch&)>;
+  // Builds an epoch's communicator without waiting for the other members. line.built says when the
+  // epoch may be used.
+  using Build = std::function<absl::StatusOr<std::shared_ptr<Communicator>>(const v1::Epoch&,
+                                                                            const EpochLine& line)>;
 
   explicit Seats(Build build) : build_(std::move(build)) {}
 
@@ -35,7 +38,10 @@ class Seats {
 
   // Takes the seat. INVALID_ARGUMENT: the epoch has no members, or none with this index; Build's
   // statuses.
-  absl::Status Enter(const v1::Epoch& epoch);
+  absl::Status Enter(const v1::Epoch& epoch, const EpochLine& line);
+
+  // Hands the token to the epoch's communicator. Nothing where there is no seat in it.
+  void Meet(const std::string& epoch, const std::string& token) const;
 
   // Aborts the epoch's communicator with `reason` and forgets it. False if it was not known.
   bool Fence(const std::string& epoch, const absl::Status& reason);

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -13,8 +14,11 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/server/fake_worker.h"
 #include "tests/support/wait.h"
+#include "tests/worker/comm/fake_nccl.h"
+#include "worker/comm/nccl_exchange.h"
 #include "worker/join_client.h"
 #include "worker/solo_communicator.h"
 
@@ -62,8 +66,10 @@ class ClusterServiceTest : public ::testing::Test {
 // A worker without device and listener: the real client of Join and what it acts upon.
 class JoiningWorker {
  public:
-  JoiningWorker(const std::string& coordinator, const std::string& address)
-      : client_({.coordinator = coordinator,
+  JoiningWorker(const std::string& coordinator, const std::string& address,
+                Seats::Build build = BuildNothing)
+      : seats_(std::move(build)),
+        client_({.coordinator = coordinator,
                  .credentials = grpc::InsecureChannelCredentials(),
                  .hello = MakeHello(address),
                  .slowest_retry = milliseconds(200)},
@@ -79,9 +85,13 @@ class JoiningWorker {
 
  private:
   std::atomic<int> joins_{0};
-  Seats seats_{[](const v1::Epoch&) -> absl::StatusOr<std::shared_ptr<Communicator>> {
+  static absl::StatusOr<std::shared_ptr<Communicator>> BuildNothing(const v1::Epoch&,
+                                                                    const EpochLine& line) {
+    line.built(absl::OkStatus());
     return std::make_shared<SoloCommunicator>();
-  }};
+  }
+
+  Seats seats_;
   JoinClient client_;
 };
 
@@ -104,6 +114,39 @@ TEST_F(ClusterServiceTest, RealWorkersFormAnEpochAndLeaveInGoodOrder) {
       WaitUntil([&] { return Workers() == 1 && !coordinator_->Describe().epoch().empty(); }));
   EXPECT_NE(coordinator_->Describe().epoch(), epoch);
   EXPECT_TRUE(WaitUntil([&] { return !a.seats().Find(epoch).ok(); })) << "the old epoch lives on";
+}
+
+// The unique id goes from the first member by the coordinator to all.
+TEST_F(ClusterServiceTest, WorkersOnGpusMeetByWayOfTheCoordinator) {
+  Serve();
+  test::FakeNccl fabric(1);
+  std::vector<std::unique_ptr<NcclExchange>> exchanges;
+  std::vector<std::unique_ptr<JoiningWorker>> workers;
+  for (int i = 0; i < 4; ++i) {
+    exchanges.push_back(std::make_unique<NcclExchange>(
+        fabric.MakeLibrary(),
+        NcclOptions{.on_stuck = [](const std::string& what) { ADD_FAILURE() << what; }}));
+    workers.push_back(std::make_unique<JoiningWorker>(
+        address_, absl::StrCat("127.0.0.1:", 1001 + i),
+        [exchange = exchanges[i].get()](const v1::Epoch& epoch, const EpochLine& line) {
+          return exchange->Build(epoch, line);
+        }));
+  }
+  const auto in_one_epoch = [&](size_t members) {
+    return WaitUntil([&] {
+      const std::string epoch = coordinator_->Describe().epoch();
+      if (epoch.empty()) return false;
+      return std::all_of(workers.begin(), workers.end(), [&](const auto& worker) {
+        const absl::StatusOr<Seat> seat = worker->seats().Find(epoch);
+        return seat.ok() && seat->members == static_cast<int>(members);
+      });
+    });
+  };
+  ASSERT_TRUE(in_one_epoch(4));
+  workers.erase(workers.begin());  // the first member: another one makes the next unique id
+  ASSERT_TRUE(in_one_epoch(3));
+  EXPECT_EQ(fabric.most_building_at_once(), 1);
+  workers.clear();
 }
 
 TEST_F(ClusterServiceTest, AWorkerThatFallsSilentIsToldSoAndComesBackAsAnother) {

@@ -53,6 +53,10 @@ std::string Print(const v1::CoordinatorMessage& message) {
     return absl::StrCat("epoch ", message.epoch().id(), " [", absl::StrJoin(members, " "),
                         "] index ", message.epoch().index());
   }
+  if (message.has_rendezvous()) {
+    return absl::StrCat("meet ", message.rendezvous().epoch(), " by ",
+                        message.rendezvous().token().size(), " bytes");
+  }
   if (message.recall_job() != 0) return absl::StrCat("recall ", message.recall_job());
   return message.alive() ? "alive" : absl::StrCat("fence ", message.fence_epoch());
 }
@@ -111,6 +115,10 @@ class Play {
     if (verb == "hello") *message.mutable_hello() = MakeHello("again:1");
     if (verb == "ready") message.set_epoch_ready(words[2]);
     if (verb == "broken") message.set_epoch_broken(words[2]);
+    if (verb == "meet") {
+      message.mutable_rendezvous()->set_epoch(words[2]);
+      message.mutable_rendezvous()->set_token(std::string(Number(words[3]), 'x'));
+    }
     if (verb == "leaving") message.set_leaving(true);
     if (verb == "holds" || verb == "free") {
       message.mutable_recalled()->set_job(Number(words[2]));
@@ -195,7 +203,8 @@ TEST_P(Transcript, IsWhatComesOut) {
 
 INSTANTIATE_TEST_SUITE_P(Membership, Transcript,
                          ::testing::Values("join", "loss", "silence", "broken", "leaving",
-                                           "newcomer", "strangers", "recall", "end_all"),
+                                           "newcomer", "strangers", "recall", "rendezvous",
+                                           "end_all"),
                          [](const auto& info) { return info.param; });
 
 absl::Status Refusal(const v1::Hello& hello) {

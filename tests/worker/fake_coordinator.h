@@ -73,6 +73,13 @@ class Member : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::Coordinator
     Send(message);
   }
 
+  void Meet(const std::string& epoch, const std::string& token) {
+    v1::CoordinatorMessage message;
+    message.mutable_rendezvous()->set_epoch(epoch);
+    message.mutable_rendezvous()->set_token(token);
+    Send(message);
+  }
+
   void Recall(uint64_t job) {
     v1::CoordinatorMessage message;
     message.set_recall_job(job);

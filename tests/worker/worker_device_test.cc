@@ -11,7 +11,11 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 CudaMachine MachineWith(std::vector<CudaDevice> devices) {
-  return {.built = true, .runtime = 13020, .driver = 13030, .devices = std::move(devices)};
+  return {.built = true,
+          .runtime = 13020,
+          .driver = 13030,
+          .devices = std::move(devices),
+          .nccl = "2.30.7"};
 }
 
 const CudaDevice kCard = {"NVIDIA H200", 9, 0, 150'000'000'000};
@@ -75,11 +79,14 @@ TEST(Device, TheListHasALineForEach) {
             "cpu     2 threads\n"
             "no CUDA device: this program is built without CUDA (./dev build cuda)\n");
   EXPECT_EQ(ListDevices(1, MachineWith({})),
-            "cpu     1 thread\nno CUDA device: the NVIDIA driver sees none\n");
+            "cpu     1 thread\n"
+            "no CUDA device: the NVIDIA driver sees none\n"
+            "built with CUDA 13.2 and NCCL 2.30.7\n");
   EXPECT_EQ(ListDevices(16, MachineWith({kCard, kCard})),
             "cpu     16 threads\n"
             "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n"
-            "cuda:1  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n");
+            "cuda:1  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n"
+            "built with CUDA 13.2 and NCCL 2.30.7\n");
 }
 
 }  // namespace

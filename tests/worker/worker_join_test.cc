@@ -1,6 +1,7 @@
 #include "worker/join_client.h"
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -26,6 +27,7 @@ class Recorded : public SoloCommunicator {
  public:
   explicit Recorded(std::shared_ptr<absl::Status> end) : end_(std::move(end)) {}
   void Abort(absl::Status reason) override { *end_ = std::move(reason); }
+  void Meet(const std::string& token) override { *end_ = absl::UnknownError("met by " + token); }
 
  private:
   const std::shared_ptr<absl::Status> end_;
@@ -69,6 +71,11 @@ class Joining : public ::testing::Test {
     events_.push_back(event);
   }
 
+  EpochLine Line(const std::string& epoch) {
+    absl::MutexLock lock(&mu_);
+    return lines_.at(epoch);
+  }
+
   std::vector<std::string> events() {
     absl::MutexLock lock(&mu_);
     return events_;
@@ -78,9 +85,18 @@ class Joining : public ::testing::Test {
   std::vector<std::string> events_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<absl::Status> communicator_end_ = std::make_shared<absl::Status>();
   bool build_fails_ = false;
+  bool build_slowly_ = false;  // lines_ are the test's to speak on
+  std::map<std::string, EpochLine> lines_ ABSL_GUARDED_BY(mu_);
   std::atomic<bool> holds_{false};
-  Seats seats_{[this](const v1::Epoch&) -> absl::StatusOr<std::shared_ptr<Communicator>> {
+  Seats seats_{[this](const v1::Epoch& epoch,
+                      const EpochLine& line) -> absl::StatusOr<std::shared_ptr<Communicator>> {
     if (build_fails_) return absl::InvalidArgumentError("no such device");
+    if (build_slowly_) {
+      absl::MutexLock lock(&mu_);
+      lines_[epoch.id()] = line;
+    } else {
+      line.built(absl::OkStatus());
+    }
     return std::make_shared<Recorded>(communicator_end_);
   }};
   std::unique_ptr<JoinClient> client_;
@@ -173,6 +189,74 @@ TEST_F(Joining, TellsOfAnEpochThatItCannotBuild) {
   EXPECT_TRUE(member.Await([](const Member::Seen& seen) {
     return Says(seen, [](const auto& message) { return message.epoch_broken() == "e1"; });
   }));
+}
+
+TEST_F(Joining, SaysThatAnEpochIsReadyWhenItsCommunicatorIsBuilt) {
+  FakeCoordinator coordinator;
+  build_slowly_ = true;
+  Join(coordinator.address());
+  ASSERT_TRUE(coordinator.AwaitJoins(1));
+  Member& member = coordinator.member(0);
+  member.Welcome("w1");
+  member.SendEpoch("e1", {"a", "b"}, 0);
+  member.SendEpoch("e2", {"a", "b"}, 0);
+  member.SendEpoch("e3", {"a", "b"}, 0);
+  ASSERT_TRUE(WaitUntil([&] { return seats_.Find("e3").ok(); }));
+  member.Fence("e1");
+  ASSERT_TRUE(WaitUntil([&] { return !seats_.Find("e1").ok(); }));
+  Line("e1").meet("too late");
+  Line("e1").built(absl::OkStatus());
+  Line("e2").built(absl::InternalError("no such interface"));
+  Line("e3").built(absl::OkStatus());
+  ASSERT_TRUE(member.AwaitEpochReady("e3"));
+  std::vector<std::string> said;
+  member.Await([&](const Member::Seen& seen) {
+    for (const auto& message : seen.messages) {
+      if (!message.epoch_ready().empty()) said.push_back("ready " + message.epoch_ready());
+      if (!message.epoch_broken().empty()) said.push_back("broken " + message.epoch_broken());
+      if (message.has_rendezvous()) said.push_back("meet");
+    }
+    return true;
+  });
+  EXPECT_THAT(said, ::testing::ElementsAre("broken e2", "ready e3"));
+  EXPECT_FALSE(seats_.Find("e2").ok());
+}
+
+TEST_F(Joining, PassesTheTokenToTheCoordinatorAndWhatComesBackToTheCommunicator) {
+  FakeCoordinator coordinator;
+  build_slowly_ = true;
+  Join(coordinator.address());
+  ASSERT_TRUE(coordinator.AwaitJoins(1));
+  Member& member = coordinator.member(0);
+  member.Welcome("w1");
+  member.SendEpoch("e1", {"a", "b"}, 0);
+  ASSERT_TRUE(WaitUntil([&] { return seats_.Find("e1").ok(); }));
+  Line("e1").meet("place");
+  EXPECT_TRUE(member.Await([](const Member::Seen& seen) {
+    return Says(seen, [](const auto& message) {
+      return message.rendezvous().epoch() == "e1" && message.rendezvous().token() == "place";
+    });
+  }));
+  member.Meet("e0", "nobody's");
+  member.Meet("e1", "place");
+  member.SendEpoch("e2", {"a"}, 0);  // behind it
+  ASSERT_TRUE(WaitUntil([&] { return seats_.Find("e2").ok(); }));
+  EXPECT_EQ(communicator_end_->message(), "met by place");
+}
+
+TEST_F(Joining, ALineMayBeSpokenOnWhenTheClientIsGone) {
+  FakeCoordinator coordinator;
+  build_slowly_ = true;
+  Join(coordinator.address());
+  ASSERT_TRUE(coordinator.AwaitJoins(1));
+  coordinator.member(0).Welcome("w1");
+  coordinator.member(0).SendEpoch("e1", {"a", "b"}, 0);
+  ASSERT_TRUE(WaitUntil([&] { return seats_.Find("e1").ok(); }));
+  const EpochLine line = Line("e1");
+  client_.reset();
+  line.meet("place");
+  line.built(absl::OkStatus());
+  EXPECT_FALSE(seats_.Find("e1").ok());
 }
 
 TEST_F(Joining, AnswersForARecalledJobAtOnceAndWhenNothingOfItIsLeft) {

@@ -81,6 +81,7 @@ TEST(WorkerProgram, ListsTheDevicesOfThisMachine) {
   EXPECT_EQ(said.exit, 0) << said.log;
   EXPECT_EQ(said.log, "");
   EXPECT_THAT(said.output, StartsWith("cpu "));
+  EXPECT_EQ(said.output.find("built with CUDA 13.") != said.output.npos, bool{RINGSERVE_WITH_CUDA});
   if (!RINGSERVE_WITH_CUDA) {
     EXPECT_THAT(said.output, HasSubstr("no CUDA device: this program is built without CUDA"));
   } else if (!HasDriver()) {

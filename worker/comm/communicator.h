@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -57,6 +58,10 @@ class Communicator {
   using Clock = std::chrono::steady_clock;
 
   virtual ~Communicator() = default;
+
+  // While it is being built: what the epoch's first member gives all to have in common. Any thread.
+  // Nothing where the transport needs none.
+  virtual void Meet(const std::string& token) {}
 
   // Starts the transfers of one step and returns at once. To one peer, transfers happen in the
   // order of the posts; at most one send and one receive per peer and post. Sizes are agreed before

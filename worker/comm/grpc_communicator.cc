@@ -1,23 +1,19 @@
 #include "worker/comm/grpc_communicator.h"
 
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "worker/comm/member_names.h"
+#include "worker/comm/post_rules.h"
 
 namespace ringserve {
 
 std::shared_ptr<GrpcCommunicator> GrpcCommunicator::Make(
     const v1::Epoch& epoch, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
     const std::shared_ptr<Errands>& errands) {
-  std::vector<std::string> names;
-  for (int member = 0; member < epoch.members_size(); ++member) {
-    names.push_back(absl::StrCat("worker ", member, " of epoch ", epoch.id(), " at ",
-                                 epoch.members(member).address()));
-  }
   auto made =
-      std::shared_ptr<GrpcCommunicator>(new GrpcCommunicator(epoch.index(), std::move(names)));
+      std::shared_ptr<GrpcCommunicator>(new GrpcCommunicator(epoch.index(), MemberNames(epoch)));
   made->transfers_ = std::make_shared<Transfers>(epoch.members_size(),
                                                  [self = std::weak_ptr<GrpcCommunicator>(made)] {
                                                    if (const auto communicator = self.lock())
@@ -45,7 +41,7 @@ GrpcCommunicator::~GrpcCommunicator() {
 absl::StatusOr<Communicator::Ticket> GrpcCommunicator::Post(const TransferTag& tag,
                                                             std::span<const SendOp> sends,
                                                             std::span<const RecvOp> recvs) {
-  const absl::Status wrong = CheckPost(sends, recvs);
+  const absl::Status wrong = CheckPost(self_, static_cast<int>(peers_.size()), sends, recvs);
   if (!wrong.ok()) return Ended(wrong);
   std::vector<int> named;
   for (const SendOp& send : sends) named.push_back(send.peer);
@@ -56,28 +52,6 @@ absl::StatusOr<Communicator::Ticket> GrpcCommunicator::Post(const TransferTag& t
   for (const RecvOp& recv : recvs) peers_[recv.peer].receiver->Post(*ticket, tag, recv);
   for (const SendOp& send : sends) peers_[send.peer].sender->Post(*ticket, tag, send);
   return ticket;
-}
-
-absl::Status GrpcCommunicator::CheckPost(std::span<const SendOp> sends,
-                                         std::span<const RecvOp> recvs) const {
-  std::set<int> to, from;
-  const auto other = [&](int member) {
-    return member >= 0 && member < static_cast<int>(peers_.size()) && member != self_;
-  };
-  for (const SendOp& send : sends) {
-    if (!other(send.peer) || !to.insert(send.peer).second) {
-      return absl::InternalError(absl::StrCat("a post sends to member ", send.peer,
-                                              ": must be another member, at most once"));
-    }
-    if (send.keep_alive == nullptr) return absl::InternalError("a post's keep_alive is null");
-  }
-  for (const RecvOp& recv : recvs) {
-    if (!other(recv.peer) || !from.insert(recv.peer).second) {
-      return absl::InternalError(absl::StrCat("a post receives from member ", recv.peer,
-                                              ": must be another member, at most once"));
-    }
-  }
-  return absl::OkStatus();
 }
 
 absl::Status GrpcCommunicator::Then(Ticket ticket, Clock::time_point deadline) {

@@ -53,7 +53,6 @@ class GrpcCommunicator : public Communicator {
   GrpcCommunicator(int self, std::vector<std::string> names)
       : self_(self), names_(std::move(names)) {}
 
-  absl::Status CheckPost(std::span<const SendOp> sends, std::span<const RecvOp> recvs) const;
   absl::Status Settle(absl::Status waited);
   absl::Status Ended(absl::Status reason);
   void EndPeers();

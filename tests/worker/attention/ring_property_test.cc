@@ -8,6 +8,7 @@
 #include "tests/support/random.h"
 #include "tests/worker/attention/ring_case.h"
 #include "tests/worker/comm/grpc_transport.h"
+#include "tests/worker/comm/nccl_transport.h"
 
 namespace ringserve::test {
 namespace {
@@ -16,7 +17,7 @@ constexpr int kCasesPerBatch = 100;
 constexpr int kBatches = 24;
 constexpr int kExtrasBatches = 8;
 constexpr int kLongCases = 60;
-constexpr int kGrpcCases = 150;
+constexpr int kCasesOverOne = 150;
 
 class Ring : public ::testing::TestWithParam<int> {};
 
@@ -57,13 +58,15 @@ TEST(LongRing, GivesWhatTheOracleGives) {
   }
 }
 
-// The workers' own communicator, one epoch for all the jobs.
-TEST(RingOverGrpc, GivesWhatTheOracleGives) {
-  const Implementation grpc = GrpcOver("tcp", "127.0.0.1:0");
+// The workers' own communicators, one epoch for all the jobs.
+class RingOver : public ::testing::TestWithParam<Implementation> {};
+
+TEST_P(RingOver, GivesWhatTheOracleGives) {
+  GetParam().prepare();
   std::vector<std::unique_ptr<Transport>> transports;
   std::vector<std::string> addresses;
   for (int member = 0; member < kMostWorkers; ++member) {
-    transports.push_back(grpc.make());
+    transports.push_back(GetParam().make());
     addresses.push_back(transports[member]->address());
   }
   std::vector<std::shared_ptr<Communicator>> communicators;
@@ -72,7 +75,7 @@ TEST(RingOverGrpc, GivesWhatTheOracleGives) {
     communicators.push_back(transports[member]->Build("epoch", addresses, member));
     members.push_back(communicators[member].get());
   }
-  for (int seed = 0; seed < kGrpcCases && !HasFailure(); ++seed) {
+  for (int seed = 0; seed < kCasesOverOne && !HasFailure(); ++seed) {
     Case c = RandomCase(200'000 + seed, kMostWorkers, 300);
     c.options.set_workers(2 + seed % 3);
     c.options.clear_worker_weights();
@@ -80,6 +83,10 @@ TEST(RingOverGrpc, GivesWhatTheOracleGives) {
   }
   for (Communicator* member : members) member->Abort(absl::CancelledError("the test is over"));
 }
+
+INSTANTIATE_TEST_SUITE_P(Communicators, RingOver,
+                         ::testing::Values(GrpcOver("Tcp", "127.0.0.1:0"), NcclOverFake()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace ringserve::test

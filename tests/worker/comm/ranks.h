@@ -62,6 +62,7 @@ struct Implementation {
   std::function<std::unique_ptr<Transport>()> make;
   std::function<void()> prepare = [] {};  // before the ranks begin, where all of them come from
   bool carries_tags = true;
+  bool sees_peers = true;  // that they do not fit, or are gone
 
   friend void PrintTo(const Implementation& implementation, std::ostream* out) {
     *out << implementation.name;
