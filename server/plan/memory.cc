@@ -18,9 +18,7 @@ bool NeedsDenseMask(const std::vector<std::vector<Band>>& bands) {
   return false;
 }
 
-// Most keys of a batch row that our own kernel lays out at once, and what it rounds keys and value
-// columns up to.
-constexpr uint64_t kKeysLaidOut = 2048;
+// What our own kernel rounds keys and value columns up to.
 constexpr uint64_t kKeysRounded = 64, kColumnsRounded = 16;
 
 // Rows that deltas are taken of at once.
@@ -30,7 +28,7 @@ constexpr uint64_t kDeltaRows = 1024;
 uint64_t LaidOutBytes(const v1::AttentionSpec& spec, uint64_t keys) {
   const uint64_t batch = spec.batch();
   const uint64_t rows = std::min(SaturatingAdd(keys, SaturatingMultiply(kKeysRounded, batch)),
-                                 SaturatingMultiply(kKeysLaidOut, batch));
+                                 SaturatingMultiply(kKernelKeysLaidOut, batch));
   return SaturatingMultiply(
       rows, spec.kv_heads() * (spec.head_dim() + ValueDim(spec) + kColumnsRounded) * sizeof(float));
 }

@@ -13,6 +13,9 @@
 
 namespace ringserve {
 
+// The most keys of a batch row that the workers' kernel lays out at once.
+inline constexpr int64_t kKernelKeysLaidOut = 2048;
+
 uint64_t SaturatingAdd(uint64_t a, uint64_t b);
 uint64_t SaturatingMultiply(uint64_t a, uint64_t b);
 

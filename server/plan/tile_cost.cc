@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "proto/band.h"
+#include "server/plan/memory.h"
 
 namespace ringserve {
 namespace {
 
 // Of the workers' own kernel: what it takes at once, and what the rest takes beside the products,
 // in pairs. Fitted to single tiles of 1 to 8,192 queries and keys, f32 and bf16 (AMD EPYC, Zen 4).
-constexpr int64_t kQueriesAtOnce = 64, kKeysInPanel = 64, kKeysLaidOut = 2048;
+constexpr int64_t kQueriesAtOnce = 64, kKeysInPanel = 64;
 constexpr double kRowsPerBlock = 2;  // a block of n queries takes as long as n + 2
 constexpr double kPairsPerRow = 20;  // reading and writing an accumulator
 constexpr double kPairsPerKey = 28;  // laying out a key and a value
@@ -35,7 +36,7 @@ double OwnKernelCost(const Band& tile, double group) {
     const int64_t begin = std::max<int64_t>(0, first + lo) / kKeysInPanel * kKeysInPanel;
     const int64_t end = std::min(keys, first + rows + hi);
     if (begin >= end) continue;
-    const int64_t slices = (end - 1) / kKeysLaidOut - begin / kKeysLaidOut + 1;
+    const int64_t slices = (end - 1) / kKernelKeysLaidOut - begin / kKernelKeysLaidOut + 1;
     pairs += (static_cast<double>(rows) + kRowsPerBlock) *
                  static_cast<double>(RoundUp(end - begin, kKeysInPanel)) +
              kPairsPerRow * static_cast<double>(rows * slices);

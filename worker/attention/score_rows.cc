@@ -1,7 +1,6 @@
 #include "worker/attention/score_rows.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -52,9 +52,9 @@ void AddRows(float* sums, const float* weights, const HalfBits* rows, int64_t st
 // The largest of n scores that are numbers; -inf where there is none.
 float Largest(const float* scores, int64_t n);
 
-// row[i] becomes e^(row[i] * scale - most); `most` is the largest product, rounded, so that none is
-// more than 1 by more than a rounding. Returns their sum. e^x has a relative error of
-// 2^-22 + 2^-24 |x|; below x = -87 it is 0. NaN stays NaN.
+// row[i] becomes e^(row[i] * scale - most); `most` is no less than the largest product, but for
+// roundings. Returns their sum. e^x has a relative error of 2^-22 + 2^-23 |x|; below x = -87 it is
+// 0. NaN stays NaN.
 float Weigh(float* row, int64_t n, float scale, float most);
 // The same, rounded into `weights`; the sum is of the numbers before that. May change `row`.
 float Weigh(BFloat16Bits* weights, float* row, int64_t n, float scale, float most);

@@ -15,11 +15,14 @@
 #include "tests/support/safetensors.h"
 #include "tests/worker/attention/counted_memory.h"
 #include "tests/worker/attention/local_ring.h"
+#include "worker/attention/flash_block.h"
 
 namespace ringserve::test {
 namespace {
 
 using ::testing::HasSubstr;
+
+static_assert(kKernelKeysLaidOut == kKeysLaidOut, "the planner reserves what the kernel takes");
 
 v1::AttentionSpec CausalSpec(int64_t length, v1::DType dtype = v1::DTYPE_F32) {
   v1::AttentionSpec spec;
