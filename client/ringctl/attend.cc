@@ -53,7 +53,9 @@ absl::StatusOr<AttendResult> Call(const AttendOptions& options, const v1::Attend
   call.max_attempts = options.retries + 1;
   call.wait_for_ready = Milliseconds(options.wait_seconds);
   call.progress = [&bar](uint64_t done, uint64_t total) { bar.Update(done, total); };
+  absl::Status last;
   call.on_retry = [&](int attempt, const absl::Status& why) {
+    if (why == std::exchange(last, why)) return;  // a long wait would say it four times a second
     bar.Clear();
     std::fprintf(stderr, "ringctl: attempt %d, because: %s\n", attempt, why.ToString().c_str());
   };

@@ -11,13 +11,15 @@ namespace {
 constexpr double kLeastSeconds = 0.001;
 constexpr double kMostSeconds = 1e6;
 
-std::string Check(const std::string& text) {
-  double seconds = 0;
-  if (CLI::detail::lexical_cast(text, seconds) && seconds >= kLeastSeconds &&
-      seconds <= kMostSeconds) {
-    return "";
-  }
-  return absl::StrCat("Value ", text, " not in range ", kLeastSeconds, " to ", kMostSeconds);
+CLI::Validator From(double least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    double seconds = 0;
+    if (CLI::detail::lexical_cast(text, seconds) && seconds >= least && seconds <= kMostSeconds) {
+      return "";
+    }
+    return absl::StrCat("Value ", text, " not in range ", least, " to ", kMostSeconds);
+  };
+  return CLI::Validator(check, absl::StrCat("FLOAT in [", least, " - 1e6]"));
 }
 
 }  // namespace
@@ -27,10 +29,11 @@ void AddWaitForReady(CLI::App& command, double& seconds) {
       .add_option("--wait-for-ready", seconds,
                   "Seconds for which a server that is not there, drains or has too few workers is "
                   "asked again")
-      ->check(SecondsRange());
+      ->check(From(0))
+      ->capture_default_str();
 }
 
-CLI::Validator SecondsRange() { return CLI::Validator(Check, "FLOAT in [0.001 - 1e6]"); }
+CLI::Validator SecondsRange() { return From(kLeastSeconds); }
 
 std::chrono::milliseconds Milliseconds(double seconds) {
   return std::chrono::milliseconds(std::llround(std::ceil(seconds * 1e3)));

@@ -7,7 +7,7 @@
 
 namespace ringserve {
 
-// Adds --wait-for-ready. `seconds` outlives the parsing.
+// Adds --wait-for-ready, from 0, which is not to wait. `seconds` outlives the parsing.
 void AddWaitForReady(CLI::App& command, double& seconds);
 
 // From 0.001 to a million. (CLI::Range lets NaN pass.)

@@ -256,7 +256,8 @@ TEST_F(Attend, RetriesAloudAndOnlyAsOftenAsItMay) {
         test::ReadUpload(stream);
         test::Accept(stream);
         context.AddTrailingMetadata(kRetryAfterKey, "1");
-        return grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker w1 was lost");
+        return grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                            absl::StrCat("worker w1 was lost during job ", attempt));
       });
   WriteInput(SmallSpec());
   const RunResult run = RunAttend(server.address(), {"--json", "--verify"});
@@ -270,6 +271,23 @@ TEST_F(Attend, RetriesAloudAndOnlyAsOftenAsItMay) {
   EXPECT_EQ(once.exit, kExitUnavailable);
   EXPECT_EQ(server.calls(), before + 1);
   EXPECT_THAT(once.err, AllOf(HasSubstr("worker w1 was lost"), Not(HasSubstr("attempt"))));
+}
+
+TEST_F(Attend, WaitsForReadinessAndSaysEachReasonOnce) {
+  FakeAttention server([&](FakeAttention::Stream& stream, grpc::ServerContext&, int attempt) {
+    if (attempt == 6) return AnswerRight(stream, nullptr);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, attempt < 4 ? "draining" : "no workers");
+  });
+  WriteInput(SmallSpec());
+  const RunResult unwilling = RunAttend(server.address(), {"--wait-for-ready", "0"});
+  EXPECT_EQ(unwilling.exit, kExitUnavailable) << unwilling.err;
+  EXPECT_EQ(server.calls(), 1);
+
+  const RunResult run = RunAttend(server.address(), {"--wait-for-ready", "60"});
+  EXPECT_EQ(run.exit, kExitOk) << run.err;
+  EXPECT_EQ(run.err,
+            "ringctl: attempt 2, because: UNAVAILABLE: draining\n"
+            "ringctl: attempt 4, because: UNAVAILABLE: no workers\n");
 }
 
 TEST_F(Attend, EndsAtTheDeadline) {
@@ -317,6 +335,8 @@ TEST_F(Attend, SendsNothingWhereTheCommandLineIsWrong) {
            Wrong{{"--retries", "many"}, "many"},
            Wrong{{"--deadline", "0"}, "--deadline"},
            Wrong{{"--deadline", "nan"}, "nan"},
+           Wrong{{"--wait-for-ready", "nan"}, "nan"},
+           Wrong{{"--wait-for-ready", "-1"}, "-1"},
            Wrong{{"--layout", "bsd"}, "bsd"},
            Wrong{{"--q-offset", "4"}, "--q-offset is 4"},
            Wrong{{"--mask-file", mask}, "casual"},
