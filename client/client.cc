@@ -27,7 +27,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kControlDeadline{30'000};
 constexpr milliseconds kProgressInterval{100};
 constexpr milliseconds kReconnectInterval{200};
-constexpr milliseconds kReadyInterval{250};  // between attempts at a server that is not ready
+constexpr milliseconds kLeastConnectTimeout{1'000};  // at the end of a wait for readiness
 constexpr milliseconds kReleaseGrace{200};
 constexpr milliseconds kLongestWait = std::chrono::hours(24 * 365);
 constexpr size_t kMaxRequestIdBytes = 128;
@@ -73,17 +73,17 @@ class GrpcClient : public Client {
     const CallSpans spans;
     const bool backward;
     const CallOptions& options;
-    Clock::time_point deadline;
-    bool accepted = false;                             // in some attempt
-    std::optional<Clock::time_point> unready_since{};  // and in no attempt that was accepted after
+    const Clock::time_point deadline;
+    Retries retries;
+    int attempt = 0;
+    bool accepted = false;  // this attempt
   };
 
   absl::StatusOr<AttendResult> Run(const v1::AttendHeader& header, CallSpans spans, bool backward,
                                    const CallOptions& options);
-  absl::StatusOr<v1::Statistics> RunAttempt(Request& request, int attempt);
-  static std::optional<milliseconds> DelayAfter(const absl::Status& error, int attempt,
-                                                Request& request);
-  absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(Clock::time_point deadline, bool patient);
+  absl::StatusOr<v1::Statistics> RunAttempt(Request& request);
+  milliseconds ConnectTimeout(const Request& request) const;
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(milliseconds timeout, bool patient);
   template <typename Query, typename Answer>
   absl::StatusOr<Answer> Ask(grpc::Status (v1::Attention::Stub::*method)(grpc::ClientContext*,
                                                                          const Query&, Answer*),
@@ -93,25 +93,37 @@ class GrpcClient : public Client {
   ChannelPool channels_;
 };
 
-// A connected channel, or one that failed and will say why. `patient`: a connection was there a
+// Where the call waits for readiness, its end bounds a connect too.
+milliseconds GrpcClient::ConnectTimeout(const Request& request) const {
+  const milliseconds most = std::min(options_.connect_timeout, Until(request.deadline));
+  const std::optional<Clock::time_point> ready_by = request.retries.ready_by();
+  if (!ready_by.has_value()) return most;
+  return std::min(most, std::max(kLeastConnectTimeout, Until(*ready_by)));
+}
+
+// A connected channel, or one that failed and will say why. `patient`: the server has answered a
 // moment ago and may come back (a coordinator that restarts), so a refusal is not the last word.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> GrpcClient::Connect(Clock::time_point deadline,
+absl::StatusOr<std::shared_ptr<grpc::Channel>> GrpcClient::Connect(milliseconds timeout,
                                                                    bool patient) {
-  const Clock::time_point give_up = std::min(deadline, Clock::now() + options_.connect_timeout);
+  const Clock::time_point give_up = Clock::now() + timeout;
   for (;;) {
     std::shared_ptr<grpc::Channel> channel = channels_.Take();
     if (AwaitConnection(*channel, Until(give_up))) return channel;
     if (Until(give_up) == milliseconds(0)) {
-      return absl::UnavailableError(absl::StrCat("no connection to ", options_.server, " within ",
-                                                 options_.connect_timeout.count(), " ms"));
+      return absl::UnavailableError(
+          absl::StrCat("no connection to ", options_.server, " within ", timeout.count(), " ms"));
     }
     if (!patient) return channel;
     absl::SleepFor(absl::FromChrono(std::min(kReconnectInterval, Until(give_up))));
   }
 }
 
-absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int attempt) {
-  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel = Connect(request.deadline, attempt > 1);
+absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request) {
+  request.accepted = false;
+  // Who waits for readiness is told of each refusal, and comes again.
+  const bool patient = request.attempt > 1 && request.options.wait_for_ready == milliseconds(0);
+  absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
+      Connect(ConnectTimeout(request), patient);
   if (!channel.ok()) return channel.status();
 
   auto loan = std::make_shared<Loan>();
@@ -122,8 +134,7 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
     if (request.options.progress) request.options.progress(call->bytes_moved(), total);
   }
   if (request.options.progress) request.options.progress(call->bytes_moved(), total);
-  request.accepted = request.accepted || call->accepted();
-  if (call->accepted()) request.unready_since.reset();
+  request.accepted = call->accepted();
   absl::StatusOr<v1::Statistics> result = call->Result();
   call.reset();
 
@@ -137,20 +148,6 @@ absl::StatusOr<v1::Statistics> GrpcClient::RunAttempt(Request& request, int atte
     channels_.Return(*std::move(channel));
   }
   return result;
-}
-
-// How long to wait before the next attempt, or nothing where `error` is the call's last word.
-std::optional<milliseconds> GrpcClient::DelayAfter(const absl::Status& error, int attempt,
-                                                   Request& request) {
-  if (attempt < request.options.max_attempts) {
-    const std::optional<milliseconds> delay = RetryDelay(error, request.accepted, attempt);
-    if (delay.has_value()) return delay;
-  }
-  if (error.code() != absl::StatusCode::kUnavailable) return std::nullopt;
-  const Clock::time_point now = Clock::now();
-  if (!request.unready_since.has_value()) request.unready_since = now;
-  if (now - *request.unready_since >= request.options.wait_for_ready) return std::nullopt;
-  return kReadyInterval;
 }
 
 absl::StatusOr<AttendResult> GrpcClient::Attend(const v1::AttendHeader& header,
@@ -185,21 +182,28 @@ absl::StatusOr<AttendResult> GrpcClient::Run(const v1::AttendHeader& header, Cal
     const absl::Status wait = CheckWait("wait_for_ready", options.wait_for_ready);
     if (!wait.ok()) return wait;
   }
-  Request request{header, std::move(spans), backward, options, Clock::now() + options.deadline};
-  for (int attempt = 1;; ++attempt) {
-    request.header.set_request_id(AttemptId(header.request_id(), attempt));
-    absl::StatusOr<v1::Statistics> statistics = RunAttempt(request, attempt);
-    if (statistics.ok()) return AttendResult{*std::move(statistics), attempt};
+  Request request{header,
+                  std::move(spans),
+                  backward,
+                  options,
+                  Clock::now() + options.deadline,
+                  Retries(options.max_attempts, options.wait_for_ready)};
+  for (;;) {
+    ++request.attempt;
+    request.header.set_request_id(AttemptId(header.request_id(), request.attempt));
+    absl::StatusOr<v1::Statistics> statistics = RunAttempt(request);
+    if (statistics.ok()) return AttendResult{*std::move(statistics), request.attempt};
 
     const absl::Status& error = statistics.status();
     if (Until(request.deadline) == milliseconds(0)) {
       return absl::DeadlineExceededError(absl::StrCat("no answer within ", options.deadline.count(),
-                                                      " ms, in attempt ", attempt, ": ",
+                                                      " ms, in attempt ", request.attempt, ": ",
                                                       error.ToString()));
     }
-    const std::optional<milliseconds> delay = DelayAfter(error, attempt, request);
+    const std::optional<milliseconds> delay =
+        request.retries.DelayAfter(error, request.accepted, Clock::now());
     if (!delay.has_value() || *delay >= Until(request.deadline)) return error;
-    if (options.on_retry) options.on_retry(attempt + 1, error);
+    if (options.on_retry) options.on_retry(request.attempt + 1, error);
     absl::SleepFor(absl::FromChrono(*delay));
   }
 }
@@ -209,7 +213,7 @@ absl::StatusOr<Answer> GrpcClient::Ask(
     grpc::Status (v1::Attention::Stub::*method)(grpc::ClientContext*, const Query&, Answer*),
     const Query& query) {
   absl::StatusOr<std::shared_ptr<grpc::Channel>> channel =
-      Connect(Clock::now() + kControlDeadline, /*patient=*/false);
+      Connect(std::min(options_.connect_timeout, kControlDeadline), /*patient=*/false);
   if (!channel.ok()) return channel.status();
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kControlDeadline);

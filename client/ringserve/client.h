@@ -55,8 +55,9 @@ struct BackwardOutputs {
 struct CallOptions {
   std::chrono::milliseconds deadline{600'000};  // for all attempts together; at most a year
   int max_attempts = 5;  // re-sends after a lost worker or a pushback; 1: no retry
-  // For so long UNAVAILABLE is tried again in any case, at most a year: a server that is being
-  // replaced is not there, drains, or has too few workers yet. 0: not.
+  // For so long a server that is not ready is asked again, at most a year: one that is being
+  // replaced is not there, drains, or has too few workers yet, which is UNAVAILABLE before it has
+  // taken the job. max_attempts does not count those. 0: not.
   std::chrono::milliseconds wait_for_ready{0};
   // Called on the calling thread, now and then: bytes moved of bytes to move. Does not throw, nor
   // does on_retry.
@@ -78,8 +79,8 @@ class Client {
   virtual ~Client() = default;
 
   // Blocks. Statuses as Attention.Attend (attention.proto), and INVALID_ARGUMENT where a span's
-  // size is not what the spec says (nothing was sent then), UNAVAILABLE within connect_timeout at a
-  // dead address (and wait_for_ready).
+  // size is not what the spec says (nothing was sent then), UNAVAILABLE at a dead address: within
+  // connect_timeout, or soon after wait_for_ready has passed too.
   virtual absl::StatusOr<AttendResult> Attend(const v1::AttendHeader& header,
                                               const AttendInputs& inputs,
                                               const AttendOutputs& outputs,

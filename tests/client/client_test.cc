@@ -20,6 +20,7 @@
 #include "absl/synchronization/notification.h"
 #include "proto/status.h"
 #include "tests/client/fake_attention.h"
+#include "tests/client/ringctl/scratch_folder.h"
 #include "tests/support/wait.h"
 
 namespace ringserve {
@@ -27,7 +28,12 @@ namespace {
 
 using std::chrono::milliseconds;
 using test::FakeAttention;
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::Ge;
 using ::testing::HasSubstr;
+using ::testing::Le;
+using ::testing::SizeIs;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::byte kGuard{0xA5};
@@ -321,25 +327,70 @@ TEST(Client, WaitsForAServerThatIsNotReadyForAsLongAsItIsTold) {
 
 TEST(Client, WaitsForAServerThatIsNotThereYet) {
   Case request(10);
-  const auto echo = [&](FakeAttention::Stream& stream, grpc::ServerContext&, int) {
-    return test::Echo(stream, request.lse_bytes);
+  const test::ScratchFolder folder;
+  const std::string address = "unix:" + folder.Path("server");
+  std::unique_ptr<FakeAttention> server;
+  const auto start = [&] {
+    server =
+        std::make_unique<FakeAttention>([&](FakeAttention::Stream& stream, grpc::ServerContext&,
+                                            int) { return test::Echo(stream, request.lse_bytes); },
+                                        grpc::InsecureServerCredentials(), address);
   };
-  auto server = std::make_unique<FakeAttention>(echo);
-  const std::string address = server->address();
-  server.reset();
-  const auto client = ClientOf(address, milliseconds(200));
+  const auto client = ClientOf(address);
   const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
                                      {.max_attempts = 1,
                                       .wait_for_ready = milliseconds(60'000),
                                       .on_retry = [&](int attempt, const absl::Status& why) {
                                         EXPECT_EQ(why.code(), absl::StatusCode::kUnavailable)
                                             << why;
-                                        if (attempt == 3) {
-                                          server = std::make_unique<FakeAttention>(
-                                              echo, grpc::InsecureServerCredentials(), address);
-                                        }
+                                        if (attempt == 3) start();
                                       }});
   EXPECT_TRUE(result.ok()) << result.status();
+}
+
+TEST(Client, SaysWhyAServerCouldNotBeReachedWhenItHasWaitedForIt) {
+  Case request(10);
+  const auto client = ClientOf("127.0.0.1:1", milliseconds(60'000));
+  std::vector<std::string> reasons;
+  const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
+                                     {.wait_for_ready = milliseconds(1'000),
+                                      .on_retry = [&](int attempt, const absl::Status& why) {
+                                        reasons.emplace_back(why.message());
+                                      }});
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable) << result.status();
+  reasons.emplace_back(result.status().message());
+  EXPECT_THAT(reasons, Each(HasSubstr("Connection refused")));
+  EXPECT_THAT(reasons, SizeIs(AllOf(Ge(2), Le(5))));  // a second, at four attempts a second
+}
+
+TEST(Client, WaitsForNoReadinessAfterTheLossOfAJobThatWasAccepted) {
+  Case request(10);
+  FakeAttention server([](FakeAttention::Stream& stream, grpc::ServerContext&, int) {
+    test::ReadUpload(stream);
+    test::Accept(stream);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker w1 was lost");
+  });
+  const auto client = ClientOf(server.address());
+  const auto result = client->Attend(
+      request.header, request.inputs(), request.outputs(),
+      {.deadline = milliseconds(10'000), .max_attempts = 3, .wait_for_ready = milliseconds(9'000)});
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kUnavailable) << result.status();
+  EXPECT_EQ(server.calls(), 3);
+}
+
+TEST(Client, CountsNoAttemptAsARetryThatWaitedForReadiness) {
+  Case request(10);
+  FakeAttention server(
+      [&](FakeAttention::Stream& stream, grpc::ServerContext& context, int attempt) {
+        if (attempt <= 6) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "no workers");
+        if (attempt == 7) return Marked(context, grpc::StatusCode::RESOURCE_EXHAUSTED, 10);
+        return test::Echo(stream, request.lse_bytes);
+      });
+  const auto client = ClientOf(server.address());
+  const auto result = client->Attend(request.header, request.inputs(), request.outputs(),
+                                     {.wait_for_ready = milliseconds(60'000)});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->attempts, 8);
 }
 
 TEST(Client, WaitsForNoServerThatIsReadyAndRefuses) {

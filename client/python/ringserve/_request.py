@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from . import _protocol, results
+from ._retry import Retries
 from ._tensors import Tensor, tensor_of
 from ._wire import Answer, upload_messages
-from .errors import DeadlineExceededError, InvalidArgumentError, RingserveError, UnavailableError
+from .errors import DeadlineExceededError, InvalidArgumentError, RingserveError
 from .masks import Mask
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 _LONGEST_DEADLINE = 365 * 24 * 3600.0
 _LONGEST_REQUEST_ID = 128
-_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0  # seconds
-_READY_INTERVAL = 0.25  # between attempts at a server that is not ready
+_LEAST_CONNECT_TIMEOUT = 1.0  # seconds, at the end of a wait for readiness
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,9 @@ class Request:
         self._outputs: list[tuple[int, memoryview]] = []
         self._request_id = request_id
         self._deadline, self._end = deadline, time.monotonic() + deadline
-        self._max_attempts, self._on_retry = max_attempts, on_retry
-        self._wait_for_ready = wait_for_ready
-        self._accepted = False  # in some attempt
-        self._unready_since: float | None = None  # and in no attempt that was accepted after
+        self._on_retry = on_retry
+        self._retries = Retries(max_attempts, wait_for_ready)
+        self.waits_for_ready = wait_for_ready > 0
         self.attempt = 1
         self.connected = False  # in this attempt
         self.cancelled = threading.Event()
@@ -255,6 +254,12 @@ class Request:
         """Seconds until the deadline, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
+    def connect_timeout(self, most: float) -> float:
+        """Seconds; where the call waits for readiness, its end bounds a connect too."""
+        if self._retries.ready_by is None:
+            return most
+        return min(most, max(_LEAST_CONNECT_TIMEOUT, self._retries.ready_by - time.monotonic()))
+
     def header(self) -> bytes:
         """The first message of this attempt."""
         request_id = self._request_id
@@ -279,39 +284,17 @@ class Request:
     def delay_after(self, error: RingserveError, answer: Answer) -> float:
         """Seconds to wait before the next attempt, which is then the current one; raises where none is due."""
         error.attempts = self.attempt
-        self._accepted = self._accepted or answer.accepted
-        if answer.accepted:
-            self._unready_since = None
         if self.remaining() == 0:
             late = DeadlineExceededError(f"no answer within {self._deadline} s, in attempt {self.attempt}: {error}")
             late.attempts = self.attempt
             raise late from error
-        delay = self._retry_delay(error) if self.attempt < self._max_attempts else None
-        if delay is None:
-            delay = self._ready_delay(error)
+        delay = self._retries.delay_after(error, answer.accepted, time.monotonic())
         if delay is None or delay >= self.remaining():
             raise error
         self.attempt += 1
         if self._on_retry is not None:
             self._on_retry(self.attempt, error)
         return delay
-
-    def _retry_delay(self, error: RingserveError) -> float | None:
-        """Nothing where it would come again."""
-        backoff: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** min(self.attempt - 1, 10))
-        if error.retry_after is not None:
-            # The server's word counts; but one that keeps failing gets more time each round.
-            return max(error.retry_after, 0 if self.attempt == 1 else backoff / 2)
-        return backoff if self._accepted and isinstance(error, UnavailableError) else None
-
-    def _ready_delay(self, error: RingserveError) -> float | None:
-        """As long as a server that is not ready may be waited for."""
-        if not isinstance(error, UnavailableError):
-            return None
-        now = time.monotonic()
-        if self._unready_since is None:
-            self._unready_since = now
-        return _READY_INTERVAL if now - self._unready_since < self._wait_for_ready else None
 
     def result(self, answer: Answer) -> Any:
         """After the server ended with OK."""

@@ -136,8 +136,10 @@ class Client:
         return results.cluster_status(self._ask(_protocol.GET_CLUSTER, _protocol.GetClusterRequest(), _protocol.GetClusterResponse))
 
     def _run(self, channel: Any, request: Request, answer: Answer) -> None:
-        # A connection that was there a moment ago may come back (a coordinator that restarts): then it is awaited.
-        patient = request.attempt > 1
+        # The server has answered a moment ago and may come back (a coordinator that restarts): then it is awaited. Who waits
+        # for readiness is told of each refusal, and comes again.
+        patient = request.attempt > 1 and not request.waits_for_ready
+        connect_timeout = request.connect_timeout(self._connect_timeout)
         call = channel.stream_stream(request.method)(request.messages(), timeout=request.remaining(),
                                                      wait_for_ready=patient)
         lonely = threading.Event()
@@ -147,7 +149,7 @@ class Client:
                 lonely.set()
                 call.cancel()
 
-        watch = threading.Timer(self._connect_timeout, give_up) if patient else None
+        watch = threading.Timer(connect_timeout, give_up) if request.attempt > 1 else None
         try:
             if watch is not None:
                 watch.start()
@@ -156,7 +158,7 @@ class Client:
                 answer.receive(message)
         except grpc.RpcError as error:
             if lonely.is_set():
-                raise UnavailableError(f"no connection to {self.server} within {self._connect_timeout} s") from error
+                raise UnavailableError(f"no connection to {self.server} within {connect_timeout:g} s") from error
             if error.code() is grpc.StatusCode.CANCELLED and not request.cancelled.is_set() and self._connection is not None:
                 # Not by us: a server that shuts down ends so what reaches it then. It may soon be back.
                 raise UnavailableError("the server ended the call: it shuts down",

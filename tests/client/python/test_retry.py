@@ -210,3 +210,26 @@ def test_a_server_that_does_not_get_ready_is_waited_for_no_longer_than_said(fake
     with pytest.raises(errors.ResourceExhaustedError):
         attend(full, wait_for_ready=60)
     assert full.calls == 1
+
+
+def test_a_server_that_is_not_there_is_named_with_the_reason_after_the_wait():
+    told = []
+    with ringserve.Client("127.0.0.1:1", connect_timeout=60) as client:
+        with pytest.raises(errors.UnavailableError, match="Connection refused") as raised:
+            client.attend(*TENSORS, wait_for_ready=1, on_retry=lambda attempt, why: told.append(str(why)))
+    assert all("Connection refused" in why for why in told)
+    assert 2 <= raised.value.attempts <= 5  # a second, at four attempts a second
+
+
+def test_no_readiness_is_waited_for_after_the_loss_of_a_job_that_was_accepted(fake_server):
+    server = fake_server(failing(grpc.StatusCode.UNAVAILABLE, "worker w1 was lost", after_accepting=True, attempts=1000))
+    with pytest.raises(errors.UnavailableError, match="worker w1 was lost") as raised:
+        attend(server, deadline=10, max_attempts=3, wait_for_ready=9)
+    assert server.calls == raised.value.attempts == 3
+
+
+def test_no_attempt_that_waited_for_readiness_counts_as_a_retry(fake_server):
+    unready = failing(grpc.StatusCode.UNAVAILABLE, "no workers", attempts=6)
+    full = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", retry_after_ms="10", attempts=7)
+    server = fake_server(lambda requests, context, attempt: (unready if attempt <= 6 else full)(requests, context, attempt))
+    assert attend(server, wait_for_ready=60).attempts == 8
