@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include <google/protobuf/message.h>
 #include <grpcpp/ext/health_check_service_server_builder_option.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
@@ -17,6 +18,7 @@
 #include <spdlog/spdlog.h>
 
 #include "absl/strings/str_cat.h"
+#include "grpc/health/v1/health.pb.h"
 #include "proto/health_port.h"
 #include "proto/metrics_port.h"
 #include "proto/process.h"
@@ -94,6 +96,7 @@ class Server {
     if (!free.ok()) return absl::UnavailableError(absl::StrCat("--listen: ", free.message()));
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    google::protobuf::LinkMessageReflection<grpc::health::v1::HealthCheckRequest>();
     grpc::ServerBuilder builder;
     ConfigureServer(builder);
     int port = 0;

@@ -88,6 +88,10 @@ TEST_F(OperationsTest, ReflectionListsAndDescribesTheServices) {
   std::vector<std::string> methods;
   for (const auto& method : file.service(0).method()) methods.push_back(method.name());
   EXPECT_THAT(methods, ElementsAre("Attend", "AttendBackward", "Plan", "GetCluster"));
+
+  request.set_file_containing_symbol("grpc.health.v1.Health");
+  ASSERT_TRUE(stream->Write(request) && stream->Read(&response));
+  EXPECT_EQ(response.file_descriptor_response().file_descriptor_proto_size(), 1);
 }
 
 TEST_F(OperationsTest, OnSigtermTheServerFinishesWhatRunsAndRefusesTheNew) {
