@@ -460,10 +460,14 @@ TEST_F(AttendEndTest, AfterABrokenConnectionALostWorkerIsNotWaitedFor) {
 
 TEST_F(AttendEndTest, AClientThatGoesAwayWhileUploadingFreesMemoryWhenTheWorkerSaysSo) {
   Serve();
-  FakeShard& worker = AddWorker();
+  FakeShard& worker = AddWorker([&](RankRun& run) {
+    assigned_ += run.TakeAssignment();
+    return EchoAssigned(run);
+  });
   worker.OnRecall(Recall::kHolds);
   auto call = Open();
   ASSERT_TRUE(call->SendHeader(MakeRequest().header) && call->AwaitAccepted());
+  ASSERT_TRUE(WaitUntil([&] { return assigned_ == 1; }));
   call.reset();
   ASSERT_TRUE(WaitUntil([&] { return worker.recalled() != 0; }));
   EXPECT_TRUE(AwaitUnfinished(0, 1));
