@@ -1,5 +1,4 @@
-// What the CUDA runtime says of this machine. Asked once, in main; what follows from it is decided
-// in device.h.
+// What the CUDA runtime says of this machine; what follows from it is decided in device.h.
 #pragma once
 
 #include <cstdint>

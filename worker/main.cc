@@ -51,12 +51,7 @@ void LetIdleThreadsSleep(char** argv) {
 
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "ringserve-worker: %s\n", std::string(status.message()).c_str());
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-      return kExitUsage;
-    default:
-      return kExitFailure;
-  }
+  return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailure;
 }
 
 int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t& signals) {

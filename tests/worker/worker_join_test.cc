@@ -66,6 +66,15 @@ class Joining : public ::testing::Test {
                 }});
   }
 
+  // A member of `coordinator`, its first one, and welcome.
+  Member& JoinAsFirst(FakeCoordinator& coordinator) {
+    Join(coordinator.address());
+    EXPECT_TRUE(coordinator.AwaitJoins(1));
+    Member& member = coordinator.member(0);
+    member.Welcome("w1");
+    return member;
+  }
+
   void Remember(const std::string& event) {
     absl::MutexLock lock(&mu_);
     events_.push_back(event);
@@ -123,10 +132,7 @@ TEST_F(Joining, SaysHelloThenHeartbeatsOnceWelcome) {
 
 TEST_F(Joining, BuildsAnEpochAndEndsItWhenFenced) {
   FakeCoordinator coordinator;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a", "b"}, 1);
   ASSERT_TRUE(member.AwaitEpochReady("e1"));
   const absl::StatusOr<Seat> seat = seats_.Find("e1");
@@ -141,10 +147,7 @@ TEST_F(Joining, BuildsAnEpochAndEndsItWhenFenced) {
 
 TEST_F(Joining, KeepsTheOldEpochWhileTheNewOneBegins) {
   FakeCoordinator coordinator;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a"}, 0);
   member.SendEpoch("e2", {"a", "b"}, 0);
   ASSERT_TRUE(member.AwaitEpochReady("e2"));
@@ -157,10 +160,7 @@ TEST_F(Joining, KeepsTheOldEpochWhileTheNewOneBegins) {
 
 TEST_F(Joining, TellsOfABrokenEpochOnce) {
   FakeCoordinator coordinator;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a", "b"}, 0);
   ASSERT_TRUE(member.AwaitEpochReady("e1"));
   client_->EpochBroken("e1", absl::UnavailableError("peer gone"));
@@ -181,10 +181,7 @@ TEST_F(Joining, TellsOfABrokenEpochOnce) {
 TEST_F(Joining, TellsOfAnEpochThatItCannotBuild) {
   FakeCoordinator coordinator;
   build_fails_ = true;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a"}, 0);
   EXPECT_TRUE(member.Await([](const Member::Seen& seen) {
     return Says(seen, [](const auto& message) { return message.epoch_broken() == "e1"; });
@@ -194,10 +191,7 @@ TEST_F(Joining, TellsOfAnEpochThatItCannotBuild) {
 TEST_F(Joining, SaysThatAnEpochIsReadyWhenItsCommunicatorIsBuilt) {
   FakeCoordinator coordinator;
   build_slowly_ = true;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a", "b"}, 0);
   member.SendEpoch("e2", {"a", "b"}, 0);
   member.SendEpoch("e3", {"a", "b"}, 0);
@@ -225,10 +219,7 @@ TEST_F(Joining, SaysThatAnEpochIsReadyWhenItsCommunicatorIsBuilt) {
 TEST_F(Joining, PassesTheTokenToTheCoordinatorAndWhatComesBackToTheCommunicator) {
   FakeCoordinator coordinator;
   build_slowly_ = true;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   member.SendEpoch("e1", {"a", "b"}, 0);
   ASSERT_TRUE(WaitUntil([&] { return seats_.Find("e1").ok(); }));
   Line("e1").meet("place");
@@ -261,10 +252,7 @@ TEST_F(Joining, ALineMayBeSpokenOnWhenTheClientIsGone) {
 
 TEST_F(Joining, AnswersForARecalledJobAtOnceAndWhenNothingOfItIsLeft) {
   FakeCoordinator coordinator;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   const auto answers = [&] {
     std::vector<std::string> said;
     member.Await([&](const Member::Seen& seen) {
@@ -329,10 +317,7 @@ TEST_F(Joining, WaitsForACoordinatorThatIsNotThereYet) {
 
 TEST_F(Joining, LeavesInGoodOrderWhenTheCoordinatorEndsTheCall) {
   FakeCoordinator coordinator;
-  Join(coordinator.address());
-  ASSERT_TRUE(coordinator.AwaitJoins(1));
-  Member& member = coordinator.member(0);
-  member.Welcome("w1");
+  Member& member = JoinAsFirst(coordinator);
   ASSERT_TRUE(WaitUntil([&] { return seats_.worker_id() == "w1"; }));
   client_->Leave();
   client_->Leave();

@@ -13,8 +13,7 @@ namespace {
 constexpr int kLanes = 16;
 using Words = uint32_t __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 using Floats = float __attribute__((vector_size(4 * kLanes)));
-using Lanes = uint32_t __attribute__((vector_size(4 * kLanes)));
-using HalfLanes = uint16_t __attribute__((vector_size(4 * kLanes)));
+using HalfWords = uint16_t __attribute__((vector_size(4 * kLanes)));
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // One step of a transpose: swaps, between the rows i and i + kDistance, the halves of every run of
@@ -182,9 +181,9 @@ RINGSERVE_INLINE void Exp(Floats& x) {
   p = p * f + 2.4022242e-1f;
   p = p * f + 6.9314700e-1f;
   p = p * f + 1;
-  const Floats power = (Floats)((Lanes)shifted << 23);
-  const Lanes vanishes = (Lanes)(x < -87);
-  x = (Floats)((Lanes)(p * power) & ~vanishes);
+  const Floats power = (Floats)((Words)shifted << 23);
+  const Words vanishes = (Words)(x < -87);
+  x = (Floats)((Words)(p * power) & ~vanishes);
 }
 
 RINGSERVE_INLINE void Store(float* weights, const Floats& first, const Floats& second) {
@@ -193,8 +192,8 @@ RINGSERVE_INLINE void Store(float* weights, const Floats& first, const Floats& s
 }
 // To the nearest, ties away from 0; NaN stays NaN, as those of arithmetic are quiet.
 RINGSERVE_INLINE void Store(BFloat16Bits* weights, const Floats& first, const Floats& second) {
-  const auto a = (HalfLanes)((Lanes)first + 0x8000), b = (HalfLanes)((Lanes)second + 0x8000);
-  const HalfLanes narrow =
+  const auto a = (HalfWords)((Words)first + 0x8000), b = (HalfWords)((Words)second + 0x8000);
+  const HalfWords narrow =
       __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33,
                               35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63);
   std::memcpy(weights, &narrow, sizeof narrow);

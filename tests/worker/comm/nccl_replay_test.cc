@@ -146,6 +146,14 @@ std::vector<absl::Status> RunEpoch(NcclGroup& group, const NcclGroup::Members& m
   return ends;
 }
 
+std::vector<ReplayedJob> MakeReplayedJobs(uint64_t seed, int size, Random& random) {
+  std::vector<ReplayedJob> jobs;
+  for (uint64_t id = 1; id <= kJobs; ++id) {
+    jobs.push_back(MakeReplayedJob(seed * kJobs + id, size, random));
+  }
+  return jobs;
+}
+
 class NcclReplay : public ::testing::TestWithParam<int> {};
 
 TEST_P(NcclReplay, NothingCrossesAndNobodyWaitsForEver) {
@@ -153,10 +161,7 @@ TEST_P(NcclReplay, NothingCrossesAndNobodyWaitsForEver) {
   for (uint64_t seed = 0; seed < 12; ++seed) {
     Random random(seed * 10 + size);
     NcclGroup group(size, seed);
-    std::vector<ReplayedJob> jobs;
-    for (uint64_t id = 1; id <= kJobs; ++id) {
-      jobs.push_back(MakeReplayedJob(seed * kJobs + id, size, random));
-    }
+    const std::vector<ReplayedJob> jobs = MakeReplayedJobs(seed, size, random);
     const NcclOptions options = {.steps_ahead = static_cast<int>(seed % 3)};
     const auto members = group.BuildAll("first", options);
     for (const absl::Status& end : RunEpoch(group, members, jobs, seed)) {
@@ -184,10 +189,7 @@ TEST_P(NcclReplay, AFenceEndsAllOfAnEpochAndTheNextStartsAfresh) {
   for (uint64_t seed = 0; seed < 8; ++seed) {
     Random random(seed * 10 + size);
     NcclGroup group(size, seed);
-    std::vector<ReplayedJob> jobs;
-    for (uint64_t id = 1; id <= kJobs; ++id) {
-      jobs.push_back(MakeReplayedJob(seed * kJobs + id, size, random));
-    }
+    const std::vector<ReplayedJob> jobs = MakeReplayedJobs(seed, size, random);
     const NcclOptions options = {.steps_ahead = static_cast<int>(seed % 3)};
     const auto fenced = group.BuildAll("fenced", options);
     std::thread coordinator([&, wait = random.Between(0, 20'000)] {
