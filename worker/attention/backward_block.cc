@@ -281,30 +281,13 @@ class BackwardBlock {
   const at::Tensor sums_;     // by key head and share
 };
 
-void CheckArguments(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
-                    const at::Tensor& v) {
-  const at::ScalarType type = queries.q.scalar_type();
-  const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
-  for (const at::Tensor* tensor : {&queries.d_out, &k, &v})
-    TORCH_CHECK(tensor->scalar_type() == type, "numbers of different types");
-  for (const at::Tensor* tensor : {&queries.lse, &queries.delta, &into.d_q, &into.d_k, &into.d_v})
-    TORCH_CHECK(tensor->scalar_type() == wide, "gradients of ", type, " are summed in ", wide);
-  TORCH_CHECK(into.d_q.sizes() == queries.q.sizes() && into.d_k.sizes() == k.sizes() &&
-                  into.d_v.sizes() == v.sizes(),
-              "gradients of other shapes");
-  for (const at::Tensor* tensor :
-       {&queries.q, &queries.d_out, &k, &v, &into.d_q, &into.d_k, &into.d_v}) {
-    TORCH_CHECK(tensor->size(3) == 1 || tensor->stride(3) == 1, "strided last dim");
-  }
-}
-
 }  // namespace
 
 at::Tensor RowDeltas(const at::Tensor& out, const at::Tensor& d_out, const at::Tensor& d_lse) {
   constexpr int64_t kRowsAtOnce = 1024;
   const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const int64_t rows = out.size(2);
-  at::Tensor delta = at::empty({out.size(0), out.size(1), rows}, wide);
+  at::Tensor delta = at::empty({out.size(0), out.size(1), rows}, out.options().dtype(wide));
   for (int64_t head = 0; head < out.size(0) * out.size(1); ++head) {
     const int64_t b = head / out.size(1), h = head % out.size(1);
     for (int64_t row = 0; row < rows; row += kRowsAtOnce) {
@@ -323,10 +306,27 @@ at::Tensor SinkGradients(const at::Tensor& sink_logits, const at::Tensor& lse,
   return (weights * delta).masked_fill(lse.isneginf(), 0).sum(at::IntArrayRef{0, 2}).neg();
 }
 
+void CheckGradients(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
+                    const at::Tensor& v) {
+  const at::ScalarType type = queries.q.scalar_type();
+  const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
+  for (const at::Tensor* tensor : {&queries.d_out, &k, &v})
+    TORCH_CHECK(tensor->scalar_type() == type, "numbers of different types");
+  for (const at::Tensor* tensor : {&queries.lse, &queries.delta, &into.d_q, &into.d_k, &into.d_v})
+    TORCH_CHECK(tensor->scalar_type() == wide, "gradients of ", type, " are summed in ", wide);
+  TORCH_CHECK(into.d_q.sizes() == queries.q.sizes() && into.d_k.sizes() == k.sizes() &&
+                  into.d_v.sizes() == v.sizes(),
+              "gradients of other shapes");
+  for (const at::Tensor* tensor :
+       {&queries.q, &queries.d_out, &k, &v, &into.d_q, &into.d_k, &into.d_v}) {
+    TORCH_CHECK(tensor->size(3) == 1 || tensor->stride(3) == 1, "strided last dim");
+  }
+}
+
 void AccumulateGradients(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
                          const at::Tensor& v, const Tile& tile, double scale,
                          const ScoreTerms& terms) {
-  CheckArguments(into, queries, k, v);
+  CheckGradients(into, queries, k, v);
   CheckTerms(terms, queries.q);
   const int64_t q_rows = tile.q_end - tile.q_begin, k_rows = tile.k_end - tile.k_begin;
   if (q_rows <= 0 || k_rows <= 0 || k.size(0) * k.size(1) == 0) return;

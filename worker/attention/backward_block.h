@@ -37,12 +37,16 @@ at::Tensor RowDeltas(const at::Tensor& out, const at::Tensor& d_out, const at::T
 at::Tensor SinkGradients(const at::Tensor& sink_logits, const at::Tensor& lse,
                          const at::Tensor& delta);
 
-// Adds what the visible pairs of `tile` give. k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv], of the type of
-// q; as for Accumulate (block.h) tile rows count in these views and terms are the rank's. Any
-// `scale`. Rows whose lse is -inf give nothing and get nothing, whatever d_out is there. Takes per
-// thread of LibTorch less than 4 MiB (fp64: 8). The same bits for the same tile, number of threads
-// and processor. What is not finite in a row reaches at most the rows that share a block of 128
-// queries and 512 keys with it. Throws what LibTorch throws.
+// Throws unless they are of the types and shapes said above.
+void CheckGradients(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
+                    const at::Tensor& v);
+
+// The processor's: adds what the visible pairs of `tile` give. k [B, Hkv, Sk, D], v [B, Hkv, Sk,
+// Dv], of the type of q; as for Block::Accumulate tile rows count in these views and terms are the
+// rank's. Any `scale`. Rows whose lse is -inf give nothing and get nothing, whatever d_out is
+// there. Takes per thread of LibTorch less than 4 MiB (fp64: 8). The same bits for the same tile,
+// number of threads and processor. What is not finite in a row reaches at most the rows that share
+// a block of 128 queries and 512 keys with it. Throws what LibTorch throws.
 void AccumulateGradients(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
                          const at::Tensor& v, const Tile& tile, double scale,
                          const ScoreTerms& terms = {});

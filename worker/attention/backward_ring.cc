@@ -24,16 +24,18 @@ class BackwardRing {
         wide_format_(Widened(format)),
         tensors_(tensors),
         options_(options),
-        work_(plan.shards.job, options, communicator, progress, statistics),
+        work_(plan.shards.job, tensors.kv.device(), options, communicator, progress, statistics),
         scale_(format.dtype == at::kDouble ? options.scale : static_cast<float>(options.scale)),
         shards_(plan.shards, ShardBytes(format), tensors.kv),
-        gradient_bytes_(ShardBytes(wide_format_)) {}
+        gradient_bytes_(ShardBytes(wide_format_)),
+        computed_memory_(tensors.kv.device()),
+        received_memory_(tensors.kv.device()) {}
 
   absl::Status Run() {
     // Memory that every exchange needs, whatever becomes of the arithmetic.
     const bool narrow = wide_format_.dtype != format_.dtype;
-    d_kv_ = narrow ? at::empty({gradient_bytes_[rank()]}, at::kByte) : tensors_.d_kv;
-    if (HasSinks()) d_sinks_ = at::empty({format_.q_heads}, wide_format_.dtype);
+    d_kv_ = narrow ? at::empty({gradient_bytes_[rank()]}, tensors_.kv.options()) : tensors_.d_kv;
+    if (HasSinks()) d_sinks_ = at::empty({format_.q_heads}, Wide(tensors_.kv));
     work_.Compute([&] { Begin(narrow); });
     for (int index = 0; index < static_cast<int>(plan_.shards.steps.size()); ++index) {
       if (options_.on_step) options_.on_step(index);
@@ -52,6 +54,9 @@ class BackwardRing {
     return format;
   }
   std::vector<int64_t> ShardBytes(const ShardFormat& format) const;
+  at::TensorOptions Wide(const at::Tensor& as) const {
+    return as.options().dtype(wide_format_.dtype);
+  }
   int rank() const { return plan_.shards.rank; }
   int ranks() const { return static_cast<int>(plan_.shards.members.size()); }
   bool HasSinks() const { return tensors_.sink_logits.defined(); }
@@ -95,7 +100,7 @@ void BackwardRing::Begin(bool narrow) {
   d_kv_.zero_();
   if (HasSinks()) d_sinks_.zero_();
   for (size_t i = 0; i < tensors_.q.size(); ++i) {
-    d_q_.push_back(narrow ? at::zeros(tensors_.q[i].sizes(), wide_format_.dtype)
+    d_q_.push_back(narrow ? at::zeros(tensors_.q[i].sizes(), Wide(tensors_.q[i]))
                           : tensors_.d_q[i].zero_());
     BeginRows(i);
   }
@@ -171,10 +176,11 @@ void BackwardRing::Add(const Tile& tile) {
   const auto [k, v] = KeysAndValuesOf(shards_.At(tile.owner), format_, rows, b);
   const auto [d_k, d_v] =
       KeysAndValuesOf(tile.owner == rank() ? d_kv_ : computed_, wide_format_, rows, b);
-  AccumulateGradients({BatchRow(d_q_, b), d_k, d_v},
-                      {BatchRow(tensors_.q, b), BatchRow(tensors_.d_out, b), BatchRow(lse_, b),
-                       BatchRow(delta_, b)},
-                      k, v, tile, scale_, TermsOfBatchRow(tensors_.bias, tensors_.alibi_slopes, b));
+  options_.block->AccumulateGradients({BatchRow(d_q_, b), d_k, d_v},
+                                      {BatchRow(tensors_.q, b), BatchRow(tensors_.d_out, b),
+                                       BatchRow(lse_, b), BatchRow(delta_, b)},
+                                      k, v, tile, scale_,
+                                      TermsOfBatchRow(tensors_.bias, tensors_.alibi_slopes, b));
   work_.Done();
 }
 

@@ -1,5 +1,5 @@
-// One tile: one block of queries against one block of keys, added into the accumulator that the
-// ring carries. By flash_block.h; fp64 by LibTorch's CPU flash kernel and a merge. Decides nothing
+// The arithmetic of one tile: one block of queries against one block of keys, on the device where
+// the tensors lie. What the ring loops need of a device beside tensor operations. Decides nothing
 // about what is visible: the tile's band does.
 #pragma once
 
@@ -11,19 +11,34 @@
 
 namespace ringserve {
 
-// The most queries and keys for which a dense mask is made at once (fp64).
-inline constexpr int64_t kMostMaskedQueries = 512;
-inline constexpr int64_t kMostMaskedKeys = 1152;
+struct AnsweredQueries;
+struct Gradients;
 
-// Adds the visible pairs of `tile` to `into`. q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk,
-// Dv]: the local views of the batch rows that tile.batch_row names, last dim contiguous; tile rows
-// count in them. Hq is a multiple of Hkv; heads are never repeated. D and Dv may differ. `scale`
-// is positive: LibTorch's kernel hides pairs before it multiplies by it. Rows of the tile that see
-// no key leave `into` as it was. terms.bias is [B or 1, Hq or 1, Sq, keys of the request], of which
-// tile.k_position is the first that is read; tile.distance stands for terms.distance. Throws what
-// LibTorch throws.
-void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                const Tile& tile, double scale, const ScoreTerms& terms = {});
+// Called by one thread at a time, on the device's present stream: what is given may be on its way
+// there. Throws what LibTorch throws.
+class Block {
+ public:
+  virtual ~Block() = default;
+
+  // Whether the accumulators of numbers of `type` are to be open (partial.h).
+  virtual bool KeepsOpen(at::ScalarType type) const = 0;
+
+  // Adds the visible pairs of `tile` to `into`. q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk,
+  // Dv]: the local views of the batch rows that tile.batch_row names, last dim contiguous; tile
+  // rows count in them. Hq is a multiple of Hkv; heads are never repeated. D and Dv may differ.
+  // `scale` is positive: kernels hide pairs before they multiply by it. Rows of the tile that see
+  // no key leave `into` as it was. terms.bias is [B or 1, Hq or 1, Sq, keys of the request], of
+  // which tile.k_position is the first that is read; tile.distance stands for terms.distance.
+  virtual void Accumulate(const Partial& into, const at::Tensor& q, const at::Tensor& k,
+                          const at::Tensor& v, const Tile& tile, double scale,
+                          const ScoreTerms& terms) const = 0;
+
+  // Adds what the visible pairs of `tile` give to `into` (backward_block.h), of q, k and v as
+  // above, with any `scale`.
+  virtual void AccumulateGradients(const Gradients& into, const AnsweredQueries& queries,
+                                   const at::Tensor& k, const at::Tensor& v, const Tile& tile,
+                                   double scale, const ScoreTerms& terms) const = 0;
+};
 
 // Of terms as above: those of the tile's own queries and keys.
 ScoreTerms TermsOf(const Tile& tile, const ScoreTerms& terms);

@@ -73,33 +73,28 @@ void MergeRows(const Partial& into, const Partial& part) {
   });
 }
 
-template <typename Accumulated>
-void AddSink(Accumulated* out, Accumulated& lse, Accumulated sink, int64_t dim, bool keep_lse) {
-  constexpr Accumulated kNothing = -std::numeric_limits<Accumulated>::infinity();
-  if (sink == kNothing) return;
-  if (lse == kNothing) {
-    std::fill_n(out, dim, std::isnan(sink) ? sink : 0);
-    if (!keep_lse) lse = sink;
-    return;
-  }
-  const Accumulated ratio = std::exp(-std::abs(lse - sink));  // NaN stays NaN
-  const Accumulated kept = (lse < sink ? ratio : 1) / (1 + ratio);
-  for (int64_t i = 0; i < dim; ++i) out[i] *= kept;
-  if (!keep_lse) lse = (lse < sink ? sink : lse) + std::log1p(ratio);
+void CheckType(const Partial& partial) {
+  const at::ScalarType type = partial.out.scalar_type();
+  TORCH_CHECK(type == at::kDouble || type == at::kFloat, "no partials of type ", type);
+  TORCH_CHECK(partial.out.stride(3) == 1, "strided value dim");
 }
 
-template <typename Accumulated>
-void AddSinksTo(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse) {
-  const int64_t dim = partial.out.size(3);
-  at::TensorIterator rows =
-      RowsOf(partial)
-          .add_owned_const_input(sink_logits.view({1, -1, 1}).expand(partial.lse.sizes()))
-          .build();
-  ForEachRow<3>(rows, dim, [=](const std::array<char*, 3>& at) {
-    AddSink<Accumulated>(reinterpret_cast<Accumulated*>(at[0]),
-                         *reinterpret_cast<Accumulated*>(at[1]),
-                         *reinterpret_cast<const float*>(at[2]), dim, keep_lse);
-  });
+void CheckClosed(const Partial& into, const Partial& part) {
+  TORCH_CHECK(!into.total.defined() && !part.total.defined(), "an open partial");
+  TORCH_CHECK(into.out.sizes() == part.out.sizes() && into.lse.sizes() == part.lse.sizes(),
+              "partials of different shapes: ", part.out.sizes(), " into ", into.out.sizes());
+  const at::ScalarType type = into.out.scalar_type();
+  TORCH_CHECK(part.out.scalar_type() == type && into.lse.scalar_type() == type &&
+                  part.lse.scalar_type() == type,
+              "partials of different types");
+  CheckType(into);
+  CheckType(part);
+}
+
+// Out 0 for rows that saw nothing. Waits for the device: to ask is cheaper than to write.
+void ClearUnseen(const Partial& partial) {
+  const at::Tensor unseen = partial.lse.isneginf();
+  if (unseen.any().item<bool>()) partial.out.masked_fill_(unseen.unsqueeze(-1), 0);
 }
 
 }  // namespace
@@ -132,44 +127,49 @@ void Settle(const Partial& partial) {
 }
 
 void Merge(const Partial& into, const Partial& part) {
-  TORCH_CHECK(!into.total.defined() && !part.total.defined(), "an open partial");
-  TORCH_CHECK(into.out.sizes() == part.out.sizes() && into.lse.sizes() == part.lse.sizes(),
-              "partials of different shapes: ", part.out.sizes(), " into ", into.out.sizes());
-  const at::ScalarType type = into.out.scalar_type();
-  TORCH_CHECK(part.out.scalar_type() == type && into.lse.scalar_type() == type &&
-                  part.lse.scalar_type() == type,
-              "partials of different types");
-  TORCH_CHECK(into.out.stride(3) == 1 && part.out.stride(3) == 1, "strided value dim");
+  CheckClosed(into, part);
   if (into.lse.numel() == 0) return;
-  switch (type) {
-    case at::kDouble:
-      return MergeRows<double>(into, part);
-    case at::kFloat:
-      return MergeRows<float>(into, part);
-    default:
-      TORCH_CHECK(false, "no partials of type ", type);
-  }
+  if (!into.out.is_cpu()) return MergeOnAnyDevice(into, part);
+  into.out.scalar_type() == at::kDouble ? MergeRows<double>(into, part)
+                                        : MergeRows<float>(into, part);
+}
+
+void MergeOnAnyDevice(const Partial& into, const Partial& part) {
+  CheckClosed(into, part);
+  const at::Tensor unseen = into.lse.isneginf(), unseen_part = part.lse.isneginf();
+  const at::Tensor keep_more = into.lse.ge(part.lse);
+  // One of the two exponentials of the formula is e^0. NaN stays NaN.
+  const at::Tensor ratio = into.lse.sub(part.lse).abs_().neg_().exp_();
+  const at::Tensor more = ratio.add(1).reciprocal_(), less = more.mul(ratio);
+  const at::Tensor keep =
+      at::where(keep_more, more, less).masked_fill_(unseen, 0).masked_fill_(unseen_part, 1);
+  const at::Tensor take =
+      at::where(keep_more, less, more).masked_fill_(unseen, 1).masked_fill_(unseen_part, 0);
+  const at::Tensor lse = at::maximum(into.lse, part.lse).add_(ratio.log1p_());
+  into.lse.copy_(at::where(unseen, part.lse, at::where(unseen_part, into.lse, lse)));
+  into.out.masked_fill_(unseen.unsqueeze(-1), 0).mul_(keep.unsqueeze(-1));
+  into.out.addcmul_(part.out.masked_fill(unseen_part.unsqueeze(-1), 0), take.unsqueeze(-1));
 }
 
 void AddSinks(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse) {
   TORCH_CHECK(sink_logits.scalar_type() == at::kFloat &&
                   sink_logits.sizes() == partial.lse.sizes().slice(1, 1),
               "sink logits are not fp32, one for each head");
-  TORCH_CHECK(partial.out.stride(3) == 1, "strided value dim");
-  if (partial.lse.numel() == 0) return;
-  switch (partial.out.scalar_type()) {
-    case at::kDouble:
-      return AddSinksTo<double>(partial, sink_logits, keep_lse);
-    case at::kFloat:
-      return AddSinksTo<float>(partial, sink_logits, keep_lse);
-    default:
-      TORCH_CHECK(false, "no partials of type ", partial.out.scalar_type());
-  }
+  CheckType(partial);
+  ClearUnseen(partial);
+  const at::Tensor sink =
+      sink_logits.to(partial.lse.scalar_type()).view({1, -1, 1}).expand_as(partial.lse);
+  const at::Tensor sink_more = partial.lse.lt(sink), none = sink.isneginf();
+  const at::Tensor ratio = partial.lse.sub(sink).abs_().neg_().exp_();  // NaN stays NaN
+  const at::Tensor weight = at::where(sink_more, ratio, 1).div_(ratio.add(1)).masked_fill_(none, 1);
+  partial.out.mul_(weight.unsqueeze(-1));
+  if (keep_lse) return;
+  const at::Tensor lse = at::maximum(partial.lse, sink).add_(ratio.log1p_());
+  partial.lse.copy_(at::where(none, partial.lse, lse));
 }
 
 void Finalize(const Partial& accumulated, const at::Tensor& out) {
-  const at::Tensor unseen = accumulated.lse.isneginf();
-  if (unseen.any().item<bool>()) accumulated.out.masked_fill_(unseen.unsqueeze(-1), 0);
+  ClearUnseen(accumulated);
   if (!out.is_same(accumulated.out)) out.copy_(accumulated.out);
 }
 

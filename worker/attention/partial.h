@@ -25,7 +25,8 @@ struct Partial {
 // Nothing seen yet, in any row: lse -inf. Does not touch `out`.
 void Clear(const Partial& partial);
 
-// Closes an open partial of fp32: out and lse are then what they say, `total` is done with.
+// Closes an open partial of fp32 in the processor's memory: out and lse are then what they say,
+// `total` is done with.
 void Settle(const Partial& partial);
 
 // `into` takes `part` of the same shape in, both closed:
@@ -33,10 +34,14 @@ void Settle(const Partial& partial);
 // All four tensors fp32, or all fp64. Rows that `part` did not see stay as they were.
 void Merge(const Partial& into, const Partial& part);
 
+// Merge by tensor operations, of which it takes a few times as long on a processor. Holds a copy of
+// part.out meanwhile.
+void MergeOnAnyDevice(const Partial& into, const Partial& part);
+
 // One more score of each row, sink_logits[h] (fp32 [Hq]), whose value is 0:
 //   lse' = log(e^lse + e^sink); out' = out e^(lse - lse')
 // Rows that saw nothing get out 0 and lse' = sink. `keep_lse`: lse stays as it is. A logit of -inf
-// changes nothing.
+// changes nothing. As Finalize, waits for the device.
 void AddSinks(const Partial& partial, const at::Tensor& sink_logits, bool keep_lse);
 
 // What the ring carried becomes the answer: out in the type of `out`, 0 for rows that saw nothing.

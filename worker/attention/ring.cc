@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "worker/attention/block.h"
 #include "worker/attention/partial.h"
 #include "worker/attention/ring_work.h"
 #include "worker/attention/visiting_partials.h"
@@ -30,17 +29,18 @@ class Ring {
         format_(format),
         tensors_(tensors),
         options_(options),
-        work_(plan.job, options, communicator, progress, statistics),
+        work_(plan.job, tensors.kv.device(), options, communicator, progress, statistics),
         scale_(format.dtype == at::kDouble ? options.scale : static_cast<float>(options.scale)),
         shards_(plan, ShardBytes(plan, format), plan.pass_q() ? tensors.q_bytes : tensors.kv),
-        partials_(plan, format) {
+        partials_(plan, format, tensors.kv.device()) {
     // The answer's own memory accumulates where its type is wide enough.
     const bool narrow = format.dtype == at::kBFloat16 || format.dtype == at::kHalf;
     for (size_t i = 0; i < tensors.out.size(); ++i) {
       const at::Tensor& out = tensors.out[i];
-      accumulators_.push_back({narrow ? at::empty(out.sizes(), at::kFloat) : out, tensors.lse[i]});
-      if (format.dtype != at::kDouble)
-        accumulators_[i].total = at::empty(tensors.lse[i].sizes(), at::kFloat);
+      accumulators_.push_back(
+          {narrow ? at::empty(out.sizes(), out.options().dtype(at::kFloat)) : out, tensors.lse[i]});
+      if (options.block->KeepsOpen(format.dtype))
+        accumulators_[i].total = at::empty(tensors.lse[i].sizes(), tensors.lse[i].options());
       Clear(accumulators_[i]);
     }
   }
@@ -86,7 +86,8 @@ class Ring {
   double scale_;
   TravellingShards shards_;
   VisitingPartials partials_;
-  // Of this rank's queries, as RankTensors::out; open until something is merged, but for f64.
+  // Of this rank's queries, as RankTensors::out; open until something is merged, where the block
+  // wants them so.
   std::vector<Partial> accumulators_;
 };
 
@@ -99,8 +100,8 @@ void Ring::MakeScalePositive() {
 
 void Ring::Add(const Tile& tile) {
   const auto [k, v] = KeysAndValues(tile);
-  Accumulate(Into(tile), Queries(tile), k, v, tile, scale_,
-             TermsOfBatchRow(tensors_.bias, tensors_.alibi_slopes, tile.batch_row));
+  options_.block->Accumulate(Into(tile), Queries(tile), k, v, tile, scale_,
+                             TermsOfBatchRow(tensors_.bias, tensors_.alibi_slopes, tile.batch_row));
   work_.Done();
 }
 

@@ -14,16 +14,17 @@
 #include <ATen/ATen.h>
 
 #include "absl/status/status.h"
+#include "worker/attention/cpu_block.h"
 #include "worker/attention/rank_plan.h"
 #include "worker/attention/shards.h"
 #include "worker/comm/communicator.h"
 
 namespace ringserve {
 
-// This rank's tensors. Where all batch rows share a layout there is one entry with the whole batch;
-// else one entry per batch row, each with batch 1. All views are [B, H, S, D] with a contiguous
-// last dim, whatever the memory order (a [B, S, H, D] shard comes as a transposed view). Outputs
-// are allocated by the caller.
+// This rank's tensors, all on one device. Where all batch rows share a layout there is one entry
+// with the whole batch; else one entry per batch row, each with batch 1. All views are [B, H, S, D]
+// with a contiguous last dim, whatever the memory order (a [B, S, H, D] shard comes as a transposed
+// view). Outputs are allocated by the caller.
 struct RankTensors {
   std::vector<at::Tensor> q;  // changed in place where the scale is not positive
   at::Tensor q_bytes;         // 1-D bytes: the memory of q, dense in wire order
@@ -40,7 +41,8 @@ struct RankTensors {
 
 struct RingOptions {
   double scale = 1;
-  bool lse_without_sinks = false;  // `out` is with them in any case
+  const Block* block = &CpuBlock();  // of the device where the tensors lie
+  bool lse_without_sinks = false;    // `out` is with them in any case
   // How long the ring may wait for one step's exchange, beyond the time that it has run so far: a
   // neighbour that computes as long again as this rank did is no fault.
   std::chrono::milliseconds exchange_deadline{30'000};
@@ -64,8 +66,8 @@ struct RingStatistics {
 };
 
 // Bytes that RunRing allocates beside its arguments (accumulators, receive buffers, padding): never
-// more than what the planner reserved for the rank. (The kernel's scratch, at most 3 MiB for each
-// of LibTorch's threads, is the worker's own: it runs one kernel at a time.)
+// more than what the planner reserved for the rank. (The block's scratch, on a processor at most
+// 3 MiB for each of LibTorch's threads, is the worker's own: it runs one kernel at a time.)
 //
 // Performs every exchange of the plan even when cancelled or when a tile failed; with pass-Q,
 // others' rows that this rank was to work on are NaN then.

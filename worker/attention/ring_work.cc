@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "absl/strings/str_cat.h"
 
@@ -41,19 +42,20 @@ double RingWork::SecondsSince(Communicator::Clock::time_point begin) {
 
 absl::Status RingWork::Post(uint32_t step, const std::vector<SendOp>& sends,
                             const std::vector<RecvOp>& recvs) {
-  const absl::StatusOr<Communicator::Ticket> exchange =
-      communicator_.Post({.job = job_, .step = step}, sends, recvs);
-  if (!exchange.ok()) return exchange.status();
-  exchange_ = *exchange;
-  return absl::OkStatus();
+  return communicator_.Post({.job = job_, .step = step}, sends, recvs).status();
 }
 
 absl::Status RingWork::Wait() {
   const Communicator::Clock::time_point begin = Communicator::Clock::now();
   const absl::Status status =
-      communicator_.Then(exchange_, begin + (begin - begin_) + options_.exchange_deadline);
+      communicator_.Finish(begin + (begin - begin_) + options_.exchange_deadline);
   statistics_.exchange_wait_seconds += SecondsSince(begin);
-  return status;
+  if (!status.ok() || device_.is_cpu()) return status;
+  Compute([&] {
+    const c10::impl::VirtualGuardImpl device(device_.type());
+    device.synchronizeStream(device.getStream(device_));
+  });
+  return absl::OkStatus();
 }
 
 void RingWork::Done() {

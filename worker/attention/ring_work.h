@@ -27,10 +27,11 @@ ScoreTerms TermsOfBatchRow(const std::vector<at::Tensor>& bias, const at::Tensor
 
 class RingWork {
  public:
-  // All outlive this.
-  RingWork(uint64_t job, const RingOptions& options, Communicator& communicator,
+  // Arithmetic is done on `device`. All outlive this.
+  RingWork(uint64_t job, at::Device device, const RingOptions& options, Communicator& communicator,
            RingProgress& progress, RingStatistics& statistics)
       : job_(job),
+        device_(device),
         options_(options),
         communicator_(communicator),
         progress_(progress),
@@ -44,7 +45,10 @@ class RingWork {
   // Was everything done that was to be done so far?
   bool complete() const { return !progress_.cancelled && arithmetic_.ok(); }
 
-  // Starts the transfers of a step, and waits for them. The communicator's errors.
+  // Starts the transfers of a step, and waits for them and for what was to be computed meanwhile:
+  // also where the device computes while this thread goes on. A wait that is bounded must not have
+  // a step's arithmetic in it, and a job that is cancelled not all of it on its way already. The
+  // communicator's errors.
   absl::Status Post(uint32_t step, const std::vector<SendOp>& sends,
                     const std::vector<RecvOp>& recvs);
   absl::Status Wait();
@@ -59,11 +63,11 @@ class RingWork {
   static double SecondsSince(Communicator::Clock::time_point begin);
 
   const uint64_t job_;
+  const at::Device device_;
   const RingOptions& options_;
   Communicator& communicator_;
   RingProgress& progress_;
   RingStatistics& statistics_;
-  Communicator::Ticket exchange_ = 0;
   absl::Status arithmetic_;  // the first failure
   const Communicator::Clock::time_point begin_ = Communicator::Clock::now();
 };

@@ -56,15 +56,15 @@ at::Tensor SpareMemory::Take(int64_t bytes) {
     if (static_cast<int64_t>(memory.storage().nbytes()) < bytes) continue;
     const at::Tensor reused = std::exchange(memory, spare_.back());
     spare_.pop_back();
-    return at::empty({0}, at::kByte).set_(reused.storage(), 0, {bytes}, {1});
+    return at::empty({0}, reused.options()).set_(reused.storage(), 0, {bytes}, {1});
   }
   spare_.clear();
-  return at::empty({bytes}, at::kByte);
+  return at::empty({bytes}, at::TensorOptions(device_).dtype(at::kByte));
 }
 
 TravellingShards::TravellingShards(const RankPlan& plan, std::vector<int64_t> bytes,
                                    const at::Tensor& own)
-    : plan_(plan), bytes_(std::move(bytes)) {
+    : plan_(plan), bytes_(std::move(bytes)), memory_(own.device()) {
   for (int index = 0; index < static_cast<int>(plan.steps.size()); ++index) {
     for (const Transfer& send : plan.steps[index].sends) last_use_[send.owner] = index;
     for (const Tile& tile : plan.steps[index].tiles) last_use_[tile.owner] = index;

@@ -43,16 +43,19 @@ std::span<std::byte> BytesOf(const at::Tensor& memory);
 // counts what is held at once.
 class SpareMemory {
  public:
+  explicit SpareMemory(at::Device device) : device_(device) {}
   at::Tensor Take(int64_t bytes);  // 1-D bytes. Throws what LibTorch throws.
   void Give(at::Tensor memory) { spare_.push_back(std::move(memory)); }
 
  private:
+  const at::Device device_;
   std::vector<at::Tensor> spare_;
 };
 
 class TravellingShards {
  public:
-  // `bytes` by owner. `own` is this rank's shard, 1-D bytes. `plan` outlives this.
+  // `bytes` by owner. `own` is this rank's shard, 1-D bytes; others' will lie on its device. `plan`
+  // outlives this.
   TravellingShards(const RankPlan& plan, std::vector<int64_t> bytes, const at::Tensor& own);
 
   // The transfers of step `index`: sends of shards held, receives into memory that is held from now

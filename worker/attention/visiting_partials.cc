@@ -1,6 +1,6 @@
 #include "worker/attention/visiting_partials.h"
 
-#include <cstring>
+#include <limits>
 #include <memory>
 #include <utility>
 
@@ -15,8 +15,12 @@ ShardFormat FormatOfPartials(ShardFormat format) {
 
 }  // namespace
 
-VisitingPartials::VisitingPartials(const RankPlan& plan, const ShardFormat& format)
-    : plan_(plan), format_(FormatOfPartials(format)) {}
+VisitingPartials::VisitingPartials(const RankPlan& plan, const ShardFormat& format,
+                                   at::Device device)
+    : plan_(plan),
+      format_(FormatOfPartials(format)),
+      computed_memory_(device),
+      returned_memory_(device) {}
 
 Partial VisitingPartials::At(int owner, int batch_row) {
   const auto [computed, first] = computed_.try_emplace(owner);
@@ -33,8 +37,9 @@ void VisitingPartials::AddSends(int index, bool complete, std::vector<SendOp>& s
   for (const int owner : plan_.steps[index].partial_sends) {
     at::Tensor& partial = computed_[owner];
     if (!partial.defined()) partial = computed_memory_.Take(Bytes(owner));
-    // All bits set is a NaN in fp32 and fp64.
-    if (!complete) std::memset(BytesOf(partial).data(), 0xFF, BytesOf(partial).size());
+    if (!complete) {
+      partial.view(format_.dtype).fill_(std::numeric_limits<double>::quiet_NaN());
+    }
     sends.push_back({.peer = plan_.members[owner],
                      .parts = {BytesOf(partial)},
                      .keep_alive = std::make_shared<at::Tensor>(partial)});

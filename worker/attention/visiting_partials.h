@@ -17,8 +17,9 @@ namespace ringserve {
 
 class VisitingPartials {
  public:
-  // `format` of the shards. `plan` outlives this. Without pass-Q there are no partials.
-  VisitingPartials(const RankPlan& plan, const ShardFormat& format);
+  // `format` of the shards. Partials lie on `device`. `plan` outlives this. Without pass-Q there
+  // are none.
+  VisitingPartials(const RankPlan& plan, const ShardFormat& format, at::Device device);
 
   // What is accumulated for batch row `batch_row` (-1: all, which then share a layout) of the
   // queries of `owner`, another rank. Nothing was seen where it is asked for the first time. As

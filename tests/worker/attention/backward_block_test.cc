@@ -7,11 +7,15 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/random.h"
+#include "tests/worker/attention/every_block.h"
 
 namespace ringserve::test {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// The block that the present test is about.
+const ringserve::Block* tested = nullptr;
 
 // A band over all queries and keys, and what the pass is given; fp64 but for `type`'s own rounding.
 struct Problem {
@@ -108,8 +112,8 @@ AllGradients Computed(const Problem& p, int64_t q_step, int64_t k_step) {
                          .hi = p.hi + i - j,
                          .k_position = j,
                          .distance = p.distance + i - j};
-      AccumulateGradients({g.d_q, g.d_k, g.d_v}, queries, p.k, p.v, tile, p.scale,
-                          {.bias = p.bias, .alibi_slopes = p.slopes});
+      tested->AccumulateGradients({g.d_q, g.d_k, g.d_v}, queries, p.k, p.v, tile, p.scale,
+                                  {.bias = p.bias, .alibi_slopes = p.slopes});
     }
   }
   if (p.sinks.defined()) g.d_sinks = SinkGradients(p.sinks, queries.lse, queries.delta);
@@ -181,7 +185,15 @@ class ThreadCount {
   const int before_;
 };
 
-TEST(BackwardBlock, GivesTheGradientsOfDenseAttentionHoweverItIsTiled) {
+class BackwardBlock : public ::testing::TestWithParam<NamedBlock> {
+ protected:
+  void SetUp() override { tested = GetParam().block; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Every, BackwardBlock, ::testing::ValuesIn(EveryBlock()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(BackwardBlock, GivesTheGradientsOfDenseAttentionHoweverItIsTiled) {
   for (uint64_t seed = 0; seed < 300; ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed + 1'000'000);
@@ -194,7 +206,7 @@ TEST(BackwardBlock, GivesTheGradientsOfDenseAttentionHoweverItIsTiled) {
 }
 
 // Past the sizes of its own blocks of queries and keys.
-TEST(BackwardBlock, GivesTheGradientsOfLongTiles) {
+TEST_P(BackwardBlock, GivesTheGradientsOfLongTiles) {
   for (uint64_t seed = 0; seed < 24; ++seed) {
     SCOPED_TRACE(seed);
     const Problem p = RandomProblem(1000 + seed, 1500);
@@ -204,7 +216,7 @@ TEST(BackwardBlock, GivesTheGradientsOfLongTiles) {
   }
 }
 
-TEST(BackwardBlock, AgreesWithFiniteDifferences) {
+TEST_P(BackwardBlock, AgreesWithFiniteDifferences) {
   for (uint64_t seed = 0; seed < 60; ++seed) {
     SCOPED_TRACE(seed);
     Problem p = RandomProblem(2000 + seed, 24);
@@ -242,7 +254,7 @@ Problem CausalProblem(at::ScalarType type, int64_t rows, int64_t heads = 2) {
   return p;
 }
 
-TEST(BackwardBlock, LeavesRowsThatSeeNothingAtZeroWhateverTheirGradientIs) {
+TEST_P(BackwardBlock, LeavesRowsThatSeeNothingAtZeroWhateverTheirGradientIs) {
   Problem p = CausalProblem(at::kFloat, 40);
   p.hi = -10;  // the first ten rows see no key
   const AllGradients expected = Expected(p);
@@ -252,10 +264,10 @@ TEST(BackwardBlock, LeavesRowsThatSeeNothingAtZeroWhateverTheirGradientIs) {
     finite.d_out = p.d_out.nan_to_num();
     const Answer a = Attended(finite);
     AllGradients sums = {at::zeros_like(p.q), at::zeros_like(p.k), at::zeros_like(p.v), {}};
-    AccumulateGradients(
+    tested->AccumulateGradients(
         {sums.d_q, sums.d_k, sums.d_v},
         {p.q, p.d_out, a.lse.to(at::kFloat), RowDeltas(a.out.to(at::kFloat), p.d_out, p.d_lse)},
-        p.k, p.v, {.q_end = 40, .k_end = 40, .hi = -10}, p.scale);
+        p.k, p.v, {.q_end = 40, .k_end = 40, .hi = -10}, p.scale, {});
     return sums;
   }();
   ExpectNear(g, expected, at::kFloat);
@@ -263,7 +275,7 @@ TEST(BackwardBlock, LeavesRowsThatSeeNothingAtZeroWhateverTheirGradientIs) {
   EXPECT_EQ(g.d_k.narrow(2, 30, 10).count_nonzero().item<int64_t>(), 0);  // seen by nobody
 }
 
-TEST(BackwardBlock, GivesARowThatSeesItsSinkAloneTheSinksGradientAlone) {
+TEST_P(BackwardBlock, GivesARowThatSeesItsSinkAloneTheSinksGradientAlone) {
   Problem p = CausalProblem(at::kFloat, 8);
   p.hi = -8;  // nobody sees a key
   p.sinks = at::tensor({0.5, -kInfinity}, at::kFloat);
@@ -275,7 +287,7 @@ TEST(BackwardBlock, GivesARowThatSeesItsSinkAloneTheSinksGradientAlone) {
   EXPECT_EQ(g.d_sinks[1].item<float>(), 0);
 }
 
-TEST(BackwardBlock, GivesTheSameBitsEachTime) {
+TEST_P(BackwardBlock, GivesTheSameBitsEachTime) {
   const ThreadCount threads(3);
   Problem p = CausalProblem(at::kFloat, 700, 1);  // one head: threads share its queries
   const AllGradients first = Computed(p, 700, 700), second = Computed(p, 700, 700);
@@ -284,7 +296,7 @@ TEST(BackwardBlock, GivesTheSameBitsEachTime) {
   EXPECT_TRUE(first.d_v.equal(second.d_v));
 }
 
-TEST(BackwardBlock, KeepsWeightsBelowOneWhereScoresAreLarge) {
+TEST_P(BackwardBlock, KeepsWeightsBelowOneWhereScoresAreLarge) {
   Problem p = CausalProblem(at::kFloat, 64);
   p.q.mul_(1e4);
   const AllGradients g = Computed(p, 64, 64);
@@ -293,14 +305,15 @@ TEST(BackwardBlock, KeepsWeightsBelowOneWhereScoresAreLarge) {
   EXPECT_TRUE(g.d_q.isfinite().all().item<bool>());
 }
 
-TEST(BackwardBlock, RefusesSumsThatAreNotWide) {
+TEST_P(BackwardBlock, RefusesSumsThatAreNotWide) {
   const Problem p = CausalProblem(at::kBFloat16, 8);
   const Answer a = Attended(p);
   const AnsweredQueries queries = {p.q, p.d_out, a.lse.to(at::kFloat),
                                    RowDeltas(a.out.to(at::kBFloat16), p.d_out, p.d_lse)};
-  EXPECT_THROW(AccumulateGradients({at::zeros_like(p.q), at::zeros_like(p.k), at::zeros_like(p.v)},
-                                   queries, p.k, p.v, {.q_end = 8, .k_end = 8}, p.scale),
-               c10::Error);
+  EXPECT_THROW(
+      tested->AccumulateGradients({at::zeros_like(p.q), at::zeros_like(p.k), at::zeros_like(p.v)},
+                                  queries, p.k, p.v, {.q_end = 8, .k_end = 8}, p.scale, {}),
+      c10::Error);
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include <gtest/gtest.h>
 
 #include "tests/support/random.h"
+#include "tests/worker/attention/every_block.h"
 
 namespace ringserve::test {
 namespace {
@@ -51,6 +53,14 @@ Tensors RandomTensors(at::ScalarType type, int64_t batch, int64_t q_heads, int64
   return {make(q_heads, queries, dim), make(kv_heads, keys, dim), make(kv_heads, keys, value_dim)};
 }
 
+// The block that the present test is about.
+const ringserve::Block* tested = nullptr;
+
+void Add(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+         const Tile& tile, double scale) {
+  tested->Accumulate(into, q, k, v, tile, scale, {});
+}
+
 Partial Nothing(const Tensors& t) {
   const at::ScalarType type = t.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Partial into = {
@@ -77,17 +87,21 @@ void ExpectNear(const Partial& actual, const Partial& expected, at::ScalarType t
 void Check(const Tensors& t, const std::vector<Tile>& tiles) {
   const double scale = 1 / std::sqrt(t.q.size(3));
   const Partial into = Nothing(t);
-  for (const Tile& tile : tiles) Accumulate(into, t.q, t.k, t.v, tile, scale);
+  for (const Tile& tile : tiles) Add(into, t.q, t.k, t.v, tile, scale);
   ExpectNear(into, Expected(t.q, t.k, t.v, tiles, scale), t.q.scalar_type());
 }
 
-class Block : public ::testing::TestWithParam<at::ScalarType> {
+class BlockOfType : public ::testing::TestWithParam<std::tuple<NamedBlock, at::ScalarType>> {
  protected:
-  void SetUp() override { at::manual_seed(1); }
+  void SetUp() override {
+    at::manual_seed(1);
+    tested = std::get<0>(GetParam()).block;
+  }
+  at::ScalarType type() const { return std::get<1>(GetParam()); }
 };
 
-TEST_P(Block, OfEachKindIsAddedRight) {
-  const Tensors t = RandomTensors(GetParam(), 2, 4, 2, 40, 50, 16, 16);
+TEST_P(BlockOfType, OfEachKindIsAddedRight) {
+  const Tensors t = RandomTensors(type(), 2, 4, 2, 40, 50, 16, 16);
   const Tile tiles[] = {
       {.q_end = 40, .k_end = 50},                                        // full
       {.q_begin = 3, .q_end = 30, .k_begin = 7, .k_end = 9},             // a small one inside
@@ -104,22 +118,22 @@ TEST_P(Block, OfEachKindIsAddedRight) {
   for (const Tile& tile : tiles) Check(t, {tile});
 }
 
-TEST_P(Block, AfterBlockGivesTheWhole) {
-  const Tensors t = RandomTensors(GetParam(), 1, 2, 1, 30, 30, 24, 24);
+TEST_P(BlockOfType, AfterBlockGivesTheWhole) {
+  const Tensors t = RandomTensors(type(), 1, 2, 1, 30, 30, 24, 24);
   Check(t, {{.q_end = 30, .k_end = 10, .hi = 0},
             {.q_begin = 10, .q_end = 30, .k_begin = 10, .k_end = 20, .hi = 0},
             {.q_begin = 20, .q_end = 30, .k_begin = 20, .k_end = 30, .hi = 0}});
 }
 
-TEST_P(Block, PadsValueDimsThatDiffer) {
+TEST_P(BlockOfType, PadsValueDimsThatDiffer) {
   for (const auto& [dim, value_dim] : {std::pair{8, 24}, {24, 8}, {1, 3}, {3, 1}, {64, 33}}) {
-    const Tensors t = RandomTensors(GetParam(), 1, 2, 2, 9, 11, dim, value_dim);
+    const Tensors t = RandomTensors(type(), 1, 2, 2, 9, 11, dim, value_dim);
     Check(t, {{.q_end = 9, .k_end = 11, .hi = 2}});
   }
 }
 
-TEST_P(Block, TakesAnyStrides) {
-  const Tensors t = RandomTensors(GetParam(), 2, 4, 2, 20, 20, 8, 8);
+TEST_P(BlockOfType, TakesAnyStrides) {
+  const Tensors t = RandomTensors(type(), 2, 4, 2, 20, 20, 8, 8);
   const auto token_major = [](const at::Tensor& tensor) {
     return tensor.transpose(1, 2).contiguous().transpose(1, 2);
   };
@@ -133,11 +147,24 @@ TEST_P(Block, TakesAnyStrides) {
   Check({with_gaps(t.q), with_gaps(t.k), with_gaps(t.v)}, tiles);
 }
 
-INSTANTIATE_TEST_SUITE_P(OfType, Block,
-                         ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf),
-                         [](const auto& info) { return c10::toString(info.param); });
+INSTANTIATE_TEST_SUITE_P(Every, BlockOfType,
+                         ::testing::Combine(::testing::ValuesIn(EveryBlock()),
+                                            ::testing::Values(at::kFloat, at::kDouble,
+                                                              at::kBFloat16, at::kHalf)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  c10::toString(std::get<1>(info.param));
+                         });
 
-TEST(Blocks, OfRandomTilesAreAddedRight) {
+class Blocks : public ::testing::TestWithParam<NamedBlock> {
+ protected:
+  void SetUp() override { tested = GetParam().block; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Every, Blocks, ::testing::ValuesIn(EveryBlock()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(Blocks, OfRandomTilesAreAddedRight) {
   Random random(1);
   at::manual_seed(1);
   for (int i = 0; i < 300; ++i) {
@@ -158,7 +185,7 @@ TEST(Blocks, OfRandomTilesAreAddedRight) {
 }
 
 // More than is masked at once, and more than the kernels' own blocks.
-TEST(Blocks, OfLargeTilesAreAddedRight) {
+TEST_P(Blocks, OfLargeTilesAreAddedRight) {
   at::manual_seed(1);
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     const Tensors t = RandomTensors(type, 1, 1, 1, 1300, 2600, 8, 8);
@@ -173,7 +200,7 @@ TEST(Blocks, OfLargeTilesAreAddedRight) {
   }
 }
 
-TEST(Blocks, ThatShowNothingLeaveTheAccumulatorAsItWas) {
+TEST_P(Blocks, ThatShowNothingLeaveTheAccumulatorAsItWas) {
   at::manual_seed(1);
   const Tensors t = RandomTensors(at::kFloat, 1, 1, 1, 8, 8, 4, 4);
   const int64_t most = std::numeric_limits<int64_t>::max();
@@ -183,29 +210,28 @@ TEST(Blocks, ThatShowNothingLeaveTheAccumulatorAsItWas) {
         Tile{.q_end = 8, .k_end = 8, .lo = 1, .hi = 0}, Tile{.q_end = 8, .k_end = 8, .lo = most},
         Tile{.q_end = 8, .k_end = 8, .hi = least}, Tile{.q_begin = 4, .q_end = 4, .k_end = 8}}) {
     const Partial into = Nothing(t);
-    Accumulate(into, t.q, t.k, t.v, tile, 1);
+    Add(into, t.q, t.k, t.v, tile, 1);
     EXPECT_TRUE(into.lse.isneginf().all().item<bool>());
     EXPECT_TRUE(into.out.isnan().all().item<bool>()) << "not even touched";
   }
   Check(t, {{.q_end = 8, .k_end = 8, .lo = least, .hi = most}});
 }
 
-TEST(Blocks, RefuseAScaleThatIsNotPositive) {
+TEST_P(Blocks, RefuseAScaleThatIsNotPositive) {
   const Tensors t = RandomTensors(at::kFloat, 1, 1, 1, 8, 8, 4, 4);
   for (const double scale : {0.0, -1.0, std::nan("")}) {
-    EXPECT_THROW(Accumulate(Nothing(t), t.q, t.k, t.v, {.q_end = 8, .k_end = 8}, scale),
-                 c10::Error);
+    EXPECT_THROW(Add(Nothing(t), t.q, t.k, t.v, {.q_end = 8, .k_end = 8}, scale), c10::Error);
   }
 }
 
-TEST(Blocks, RefuseRowsOutsideOfTheirTensors) {
+TEST_P(Blocks, RefuseRowsOutsideOfTheirTensors) {
   const Tensors t = RandomTensors(at::kFloat, 1, 1, 1, 8, 8, 4, 4);
-  EXPECT_THROW(Accumulate(Nothing(t), t.q, t.k, t.v, {.q_end = 9, .k_end = 8}, 1), c10::Error);
-  EXPECT_THROW(Accumulate(Nothing(t), t.q, t.k, t.v, {.q_end = 8, .k_end = 9}, 1), c10::Error);
+  EXPECT_THROW(Add(Nothing(t), t.q, t.k, t.v, {.q_end = 9, .k_end = 8}, 1), c10::Error);
+  EXPECT_THROW(Add(Nothing(t), t.q, t.k, t.v, {.q_end = 8, .k_end = 9}, 1), c10::Error);
 }
 
 // Such keys weigh nothing, whatever the kernel says of a row without a weight.
-TEST(Blocks, WhoseScoresAreMinusInfinityWeighNothing) {
+TEST_P(Blocks, WhoseScoresAreMinusInfinityWeighNothing) {
   at::manual_seed(1);
   for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
     const Tensors t = RandomTensors(type, 2, 4, 2, 6, 2000, 4, 4);
@@ -214,29 +240,29 @@ TEST(Blocks, WhoseScoresAreMinusInfinityWeighNothing) {
                              Tile{.q_begin = 3, .q_end = 6, .k_begin = 4, .k_end = 5},
                              Tile{.q_end = 6, .k_end = 9, .lo = 1, .hi = 2}}) {
       const Partial into = Nothing(t);
-      Accumulate(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 50}, 1);
+      Add(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 50}, 1);
       const Partial before = {into.out.clone(), into.lse.clone()};
-      Accumulate(into, t.q, at::full_like(t.k, -kInfinity), t.v, tile, 1);
+      Add(into, t.q, at::full_like(t.k, -kInfinity), t.v, tile, 1);
       EXPECT_TRUE(into.out.equal(before.out)) << type;
       EXPECT_TRUE(into.lse.equal(before.lse)) << type;
     }
   }
 }
 
-TEST(Blocks, WithSomeScoresOfMinusInfinityWeighTheRest) {
+TEST_P(Blocks, WithSomeScoresOfMinusInfinityWeighTheRest) {
   at::manual_seed(1);
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     const Tensors t = RandomTensors(type, 1, 2, 1, 6, 2000, 4, 4);
     t.q.abs_();
     t.k.narrow(2, 0, 1999).fill_(-kInfinity);
     const Partial into = Nothing(t);
-    Accumulate(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 2000}, 1);
+    Add(into, t.q, t.k, t.v, {.q_end = 6, .k_end = 2000}, 1);
     EXPECT_TRUE(into.out.allclose(t.v.narrow(2, 1999, 1).expand({1, 2, 6, 4})));
   }
 }
 
 // Scores and values of 0 are what the kernel's answer for a row without a weight looks like.
-TEST(Blocks, OfZerosWeighAsMuchAsTheyDo) {
+TEST_P(Blocks, OfZerosWeighAsMuchAsTheyDo) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kBFloat16}) {
     const Tensors t = {at::zeros({1, 2, 3, 4}, type), at::zeros({1, 1, 3, 4}, type),
                        at::zeros({1, 1, 3, 4}, type)};

@@ -65,6 +65,7 @@ BackwardOutcome RunLocallyBackward(const Plan& forward, const Inputs& inputs,
     Communicator& communicator = *communicators[plan.ranks() - 1 - rank];
     RingProgress progress;
     RingOptions ring = {.scale = Scale(assignment.spec),
+                        .block = options.block,
                         .lse_without_sinks = assignment.lse_without_sinks,
                         .exchange_deadline = kPatience};
     if (options.on_step) ring.on_step = [&](int step) { options.on_step(rank, step, progress); };

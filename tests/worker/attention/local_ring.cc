@@ -31,6 +31,7 @@ void RunRank(const std::shared_ptr<RankJob>& job, const LocalRingOptions& option
   if (options.alter) options.alter(assignment);
   RingProgress progress;
   RingOptions ring = {.scale = Scale(assignment.spec),
+                      .block = options.block,
                       .lse_without_sinks = assignment.lse_without_sinks,
                       .exchange_deadline = kPatience};
   if (options.on_step) {

@@ -16,6 +16,7 @@ namespace ringserve::test {
 
 struct LocalRingOptions {
   int threads = 1;  // LibTorch's, of each rank
+  const Block* block = &CpuBlock();
   // On the rank's thread: before the run; at the beginning of a step.
   std::function<void(RankAssignment& assignment)> alter;
   std::function<void(int rank, int step, RingProgress& progress)> on_step;

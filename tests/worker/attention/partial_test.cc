@@ -35,12 +35,28 @@ Partial Sum(const Partial& a, const Partial& b) {
           both.log()};
 }
 
-class Merging : public ::testing::Test {
+class Partials : public ::testing::Test {
  protected:
   void SetUp() override { at::manual_seed(1); }
 };
 
-TEST_F(Merging, FollowsTheFormulaForEveryType) {
+struct Way {
+  const char* name;
+  void (*merge)(const Partial& into, const Partial& part);
+};
+
+class Merging : public ::testing::TestWithParam<Way> {
+ protected:
+  void SetUp() override { at::manual_seed(1); }
+  void Merge(const Partial& into, const Partial& part) { GetParam().merge(into, part); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Way, Merging,
+                         ::testing::Values(Way{"Rows", ringserve::Merge},
+                                           Way{"AnyDevice", MergeOnAnyDevice}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(Merging, FollowsTheFormulaForEveryType) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
     const Partial into = Random(type, type), part = Random(type, type);
     const Partial expected = Sum(into, part);
@@ -51,7 +67,7 @@ TEST_F(Merging, FollowsTheFormulaForEveryType) {
   }
 }
 
-TEST_F(Merging, WithNothingChangesNothing) {
+TEST_P(Merging, WithNothingChangesNothing) {
   const Partial part = Random();
   const Partial into = Copy(part);
   Merge(into, Empty());
@@ -59,7 +75,7 @@ TEST_F(Merging, WithNothingChangesNothing) {
   EXPECT_TRUE(into.lse.equal(part.lse));
 }
 
-TEST_F(Merging, IntoNothingCopies) {
+TEST_P(Merging, IntoNothingCopies) {
   const Partial part = Random();
   const Partial into = Empty();
   Merge(into, part);
@@ -67,13 +83,13 @@ TEST_F(Merging, IntoNothingCopies) {
   EXPECT_TRUE(into.lse.equal(part.lse));
 }
 
-TEST_F(Merging, OfNothingIntoNothingStaysNothing) {
+TEST_P(Merging, OfNothingIntoNothingStaysNothing) {
   const Partial into = Empty();
   Merge(into, Empty());
   EXPECT_TRUE(into.lse.eq(-kInfinity).all().item<bool>());
 }
 
-TEST_F(Merging, GoesRowByRow) {
+TEST_P(Merging, GoesRowByRow) {
   const Partial into = Random(), part = Random();
   const Partial before = Copy(into);
   into.lse.select(2, 1).fill_(-kInfinity);
@@ -84,7 +100,7 @@ TEST_F(Merging, GoesRowByRow) {
   EXPECT_FALSE(into.out.select(2, 2).equal(before.out.select(2, 2)));
 }
 
-TEST_F(Merging, IsTheSameInAnyOrder) {
+TEST_P(Merging, IsTheSameInAnyOrder) {
   const Partial a = Random(), b = Random(), c = Random();
   const Partial left = Copy(a), right = Copy(c);
   Merge(left, b);
@@ -100,7 +116,7 @@ TEST_F(Merging, IsTheSameInAnyOrder) {
   EXPECT_LT(Distance(left.lse, outer.lse), 1e-6);
 }
 
-TEST_F(Merging, SurvivesExtremeScores) {
+TEST_P(Merging, SurvivesExtremeScores) {
   const Partial into = Random(), part = Random();
   const at::Tensor much = part.out.clone();
   into.lse.fill_(-3e4);
@@ -115,7 +131,7 @@ TEST_F(Merging, SurvivesExtremeScores) {
 }
 
 // What is not a number must not become one.
-TEST_F(Merging, PassesOnNaN) {
+TEST_P(Merging, PassesOnNaN) {
   for (const bool in_part : {true, false}) {
     const Partial into = Random(), part = Random();
     (in_part ? part : into).lse.select(2, 2).fill_(std::nan(""));
@@ -126,7 +142,7 @@ TEST_F(Merging, PassesOnNaN) {
   }
 }
 
-TEST_F(Merging, TakesAnyStrides) {
+TEST_P(Merging, TakesAnyStrides) {
   const Partial part = Random();
   const Partial expected = Random();
   const Partial token_major = {at::empty({2, 5, 3, 7}).transpose(1, 2).copy_(expected.out),
@@ -138,7 +154,7 @@ TEST_F(Merging, TakesAnyStrides) {
   EXPECT_TRUE(token_major.lse.equal(expected.lse));
 }
 
-TEST_F(Merging, IntoSomeRowsLeavesTheOthers) {
+TEST_P(Merging, IntoSomeRowsLeavesTheOthers) {
   const Partial into = Random();
   const Partial before = Copy(into);
   Merge(into.Queries(1, 3), Random().Queries(0, 2));
@@ -149,7 +165,7 @@ TEST_F(Merging, IntoSomeRowsLeavesTheOthers) {
   EXPECT_FALSE(into.out.select(2, 2).equal(before.out.select(2, 2)));
 }
 
-TEST_F(Merging, RefusesWhatDoesNotFit) {
+TEST_P(Merging, RefusesWhatDoesNotFit) {
   EXPECT_THROW(Merge(Random(), Random().Queries(0, 2)), c10::Error);
   EXPECT_THROW(Merge(Random(at::kFloat), Random(at::kDouble, at::kFloat)), c10::Error);
   EXPECT_THROW(Merge(Random(at::kDouble, at::kDouble), Random(at::kBFloat16)), c10::Error);
@@ -159,7 +175,7 @@ TEST_F(Merging, RefusesWhatDoesNotFit) {
   EXPECT_THROW(Merge(Random(at::kHalf, at::kHalf), Random(at::kHalf, at::kHalf)), c10::Error);
 }
 
-TEST_F(Merging, EndsInTheAnswersTypeWithZerosWhereNothingWasSeen) {
+TEST_F(Partials, EndInTheAnswersTypeWithZerosWhereNothingWasSeen) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const Partial accumulated = Random();
     accumulated.lse.select(2, 1).fill_(-kInfinity);
@@ -172,14 +188,14 @@ TEST_F(Merging, EndsInTheAnswersTypeWithZerosWhereNothingWasSeen) {
   }
 }
 
-TEST_F(Merging, TakesClosedPartialsAlone) {
+TEST_P(Merging, TakesClosedPartialsAlone) {
   Partial open = Random();
   open.total = at::ones({2, 3, 5});
   EXPECT_THROW(Merge(open, Random()), c10::Error);
   EXPECT_THROW(Merge(Random(), open), c10::Error);
 }
 
-class Settling : public Merging {};
+class Settling : public Partials {};
 
 TEST_F(Settling, DividesByTheTotal) {
   Partial open = Random();
@@ -204,7 +220,7 @@ TEST_F(Settling, RefusesWhatIsClosedOrWide) {
   EXPECT_THROW(Settle(wide), c10::Error);
 }
 
-class Sinks : public Merging {};
+class Sinks : public Partials {};
 
 // A sink is a partial with one score and a value of 0.
 TEST_F(Sinks, AreOneMoreScoreOfEachRow) {

@@ -6,13 +6,13 @@
 
 namespace ringserve::test {
 
-void CheckCase(const Case& c, const std::vector<Communicator*>& communicators) {
+void CheckCase(const Case& c, const std::vector<Communicator*>& communicators, const Block& block) {
   SCOPED_TRACE(c.ToString());
   const absl::StatusOr<Plan> plan =
       MakePlan(c.spec, c.options, {.workers = kMostWorkers}, DefaultMeasurements());
   ASSERT_TRUE(plan.ok()) << plan.status();
   const Inputs inputs = RandomInputs(c.spec, c.seed, c.gain);
-  const Outcome outcome = RunLocally(*plan, inputs, {}, communicators);
+  const Outcome outcome = RunLocally(*plan, inputs, {.block = &block}, communicators);
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   Reference reference = Attend(c.spec, inputs);
   if (c.options.lse_without_sinks()) reference.lse = reference.lse_without_sinks;

@@ -3,11 +3,13 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/random.h"
+#include "tests/worker/attention/every_block.h"
 #include "worker/attention/block.h"
 
 namespace ringserve::test {
@@ -89,6 +91,14 @@ Partial Expected(const Tensors& t, const Tile& tile, double scale) {
   return {at::matmul(weights, values), lse};
 }
 
+// The block that the present test is about.
+const ringserve::Block* tested = nullptr;
+
+void Add(const Partial& into, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+         const Tile& tile, double scale, const ScoreTerms& terms = {}) {
+  tested->Accumulate(into, q, k, v, tile, scale, terms);
+}
+
 Partial Nothing(const Tensors& t) {
   const at::ScalarType type = t.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Partial into = {
@@ -106,7 +116,7 @@ double Difference(const at::Tensor& actual, const at::Tensor& expected) {
 void Check(const Tensors& t, const Tile& whole, const std::vector<Tile>& tiles) {
   const double scale = 1 / std::sqrt(t.q.size(3));
   const Partial actual = Nothing(t);
-  for (const Tile& tile : tiles) Accumulate(actual, t.q, t.k, t.v, tile, scale, t.terms);
+  for (const Tile& tile : tiles) Add(actual, t.q, t.k, t.v, tile, scale, t.terms);
   const Partial expected = Expected(t, whole, scale);
   const at::Tensor unseen = expected.lse.isneginf();
   ASSERT_TRUE(actual.lse.isneginf().equal(unseen));
@@ -121,13 +131,14 @@ void Check(const Tensors& t, const Tile& whole, const std::vector<Tile>& tiles) 
 
 void Check(const Tensors& t, const Tile& tile) { Check(t, tile, {tile}); }
 
-class ScoreTermsOf : public ::testing::TestWithParam<at::ScalarType> {
+class ScoreTermsOf : public ::testing::TestWithParam<std::tuple<NamedBlock, at::ScalarType>> {
  protected:
   void SetUp() override {
+    tested = std::get<0>(GetParam()).block;
     at::manual_seed(1);
     at::set_num_threads(1);
   }
-  at::ScalarType type() const { return GetParam(); }
+  at::ScalarType type() const { return std::get<1>(GetParam()); }
 };
 
 TEST_P(ScoreTermsOf, EveryShapeOfBiasAreAdded) {
@@ -166,13 +177,13 @@ TEST_P(ScoreTermsOf, RowsWithoutAVisiblePairStayAsTheyWere) {
   t.terms.bias.narrow(2, 30, 3).narrow(3, 0, kFirstKey + 99).fill_(-kInfinity);
   Check(t, WholeTile(t));
   const Partial into = Nothing(t);
-  Accumulate(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
+  Add(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
   EXPECT_TRUE(into.out.narrow(2, 5, 20).isnan().all().item<bool>()) << "not even touched";
   // After something was seen, a tile that hides everything changes nothing.
-  Accumulate(into, t.q, t.k, t.v, WholeTile(t), 1);
+  Add(into, t.q, t.k, t.v, WholeTile(t), 1);
   const Partial before = {into.out.clone(), into.lse.clone()};
   t.terms.bias.fill_(-kInfinity);
-  Accumulate(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
+  Add(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
   EXPECT_TRUE(into.out.equal(before.out));
   EXPECT_TRUE(into.lse.equal(before.lse));
 }
@@ -219,7 +230,7 @@ TEST_P(ScoreTermsOf, NaNGoesToTheRowsThatSeeIt) {
   t.terms.bias[0][0][9][kFirstKey + 50].fill_(std::nan(""));
   t.terms.bias[0][0][11][kFirstKey - 1].fill_(std::nan(""));  // not a key of this tile
   const Partial into = Nothing(t);
-  Accumulate(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
+  Add(into, t.q, t.k, t.v, WholeTile(t), 1, t.terms);
   for (int64_t row = 0; row < 40; ++row) {
     const bool expected = row == 7 || row == 9;
     EXPECT_EQ(into.lse.select(2, row).isnan().all().item<bool>(), expected) << row;
@@ -239,9 +250,7 @@ TEST_P(ScoreTermsOf, TokenMajorTensorsAreAddedRight) {
 TEST_P(ScoreTermsOf, OtherShapesAndTypesAreRefused) {
   const Tensors t = RandomTensors(type(), 1, 2, 1, 8, 8, 4, 4);
   const Tile tile = {.q_end = 8, .k_end = 8};
-  const auto add = [&](const ScoreTerms& terms) {
-    Accumulate(Nothing(t), t.q, t.k, t.v, tile, 1, terms);
-  };
+  const auto add = [&](const ScoreTerms& terms) { Add(Nothing(t), t.q, t.k, t.v, tile, 1, terms); };
   const at::ScalarType other = type() == at::kFloat ? at::kDouble : at::kFloat;
   EXPECT_THROW(add({.bias = at::zeros({1, 1, 8, 8}, other)}), c10::Error);
   EXPECT_THROW(add({.bias = at::zeros({1, 1, 8, 8}, type()).transpose(2, 3)}), c10::Error);
@@ -252,12 +261,25 @@ TEST_P(ScoreTermsOf, OtherShapesAndTypesAreRefused) {
   EXPECT_THROW(add({.alibi_slopes = at::zeros({2}, at::kDouble)}), c10::Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Type, ScoreTermsOf,
-                         ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf),
-                         [](const auto& info) { return c10::toString(info.param); });
+INSTANTIATE_TEST_SUITE_P(Every, ScoreTermsOf,
+                         ::testing::Combine(::testing::ValuesIn(EveryBlock()),
+                                            ::testing::Values(at::kFloat, at::kDouble,
+                                                              at::kBFloat16, at::kHalf)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  c10::toString(std::get<1>(info.param));
+                         });
+
+class ScoreTermsOfWideNumbers : public ::testing::TestWithParam<NamedBlock> {
+ protected:
+  void SetUp() override { tested = GetParam().block; }
+};
+
+INSTANTIATE_TEST_SUITE_P(Every, ScoreTermsOfWideNumbers, ::testing::ValuesIn(EveryBlock()),
+                         [](const auto& info) { return info.param.name; });
 
 // More pairs than are masked at once.
-TEST(ScoreTermsOfWideNumbers, LargeTilesAreAddedRight) {
+TEST_P(ScoreTermsOfWideNumbers, LargeTilesAreAddedRight) {
   at::manual_seed(1);
   Tensors t = RandomTensors(at::kDouble, 1, 2, 1, 700, 1500, 8, 8);
   t.terms.alibi_slopes = Slopes(2);

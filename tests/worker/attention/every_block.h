@@ -1,0 +1,23 @@
+// The blocks that the same tests are to hold for: the processor's, and a device's over fake
+// kernels.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "worker/attention/block.h"
+
+namespace ringserve::test {
+
+struct NamedBlock {
+  std::string name;
+  const Block* block;
+};
+
+// Names as gtest wants them. They live as long as the program.
+const std::vector<NamedBlock>& EveryBlock();
+
+// All but the processor's.
+const std::vector<NamedBlock>& EveryDeviceBlock();
+
+}  // namespace ringserve::test
