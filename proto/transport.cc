@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -73,7 +75,7 @@ absl::StatusOr<std::string> ReadPem(absl::string_view flag, const std::string& p
     return absl::InvalidArgumentError(absl::StrCat(flag, " '", path, "': ", what));
   };
   std::ifstream file(path, std::ios::binary);
-  if (!file) return wrong("cannot be opened");
+  if (!file) return wrong(absl::StrCat("cannot be opened: ", std::strerror(errno)));
   std::string text(kMaxPemBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.bad()) return wrong("cannot be read");

@@ -42,14 +42,15 @@ AttendCall::AttendCall(AttendCalls& calls, grpc::CallbackServerContext* context,
       download_watch_(calls.options_.minimum_rate),
       account_(calls.budget_, calls.options_.request_bytes),
       ranks_(account_) {
+  if (backward) record_.method = "attend_backward";
   record_.begun = Clock::now();
 }
 
 AttendCall::~AttendCall() {
   // Calls that never said anything are not worth a line.
   if (record_.header.has_value()) {
-    spdlog::log(outcome_.ok() ? spdlog::level::info : spdlog::level::warn, "{} {}",
-                backward_ ? "attend_backward" : "attend", record_.LogLine(outcome_));
+    spdlog::log(outcome_.ok() ? spdlog::level::info : spdlog::level::warn, "{} {}", record_.method,
+                record_.LogLine(outcome_));
     if (calls_.options_.on_record) calls_.options_.on_record(record_, outcome_);
   }
 }

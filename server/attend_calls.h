@@ -37,6 +37,8 @@ struct AttendOptions {
   uint64_t max_bias_bytes = uint64_t{4} << 30;
   // Called once with each request's record, when it is complete; any thread, must not block.
   std::function<void(const RequestRecord& record, const absl::Status& outcome)> on_record;
+  // Likewise with each answer of "plan" and "get_cluster".
+  std::function<void(const char* method, const absl::Status& outcome)> on_answer;
 };
 
 // FAILED_PRECONDITION: the bias is larger than this server takes; says the limit.

@@ -62,7 +62,7 @@ grpc::ServerUnaryReactor* AttentionService::Plan(grpc::CallbackServerContext* co
         // Nobody waits for it any more, or the server shuts down.
         const absl::Status answer = context->IsCancelled() ? absl::CancelledError("cancelled")
                                                            : DryRun(*request, *response);
-        reactor->Finish(ToGrpc(answer));
+        Finish(reactor, "plan", answer);
       });
       return reactor;
     }
@@ -71,8 +71,15 @@ grpc::ServerUnaryReactor* AttentionService::Plan(grpc::CallbackServerContext* co
                             kRetryDryRunAfter);
   }
   SendRetryAfter(status, context);
-  reactor->Finish(ToGrpc(status));
+  Finish(reactor, "plan", status);
   return reactor;
+}
+
+// The count comes first: whoever has the answer finds itself counted.
+void AttentionService::Finish(grpc::ServerUnaryReactor* reactor, const char* method,
+                              const absl::Status& answer) const {
+  if (calls_.options().on_answer) calls_.options().on_answer(method, answer);
+  reactor->Finish(ToGrpc(answer));
 }
 
 void AttentionService::RunDryRuns() {
@@ -124,7 +131,7 @@ grpc::ServerUnaryReactor* AttentionService::GetCluster(grpc::CallbackServerConte
   limits.set_min_rate_bytes_per_second(calls_.options().minimum_rate.bytes_per_second);
   limits.set_max_bias_bytes(calls_.options().max_bias_bytes);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(grpc::Status::OK);
+  Finish(reactor, "get_cluster", absl::OkStatus());
   return reactor;
 }
 

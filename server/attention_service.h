@@ -43,6 +43,8 @@ class AttentionService
   // `request` is valid.
   absl::Status DryRun(const v1::PlanRequest& request, v1::PlanResponse& response) const;
   void RunDryRuns();
+  void Finish(grpc::ServerUnaryReactor* reactor, const char* method,
+              const absl::Status& answer) const;
 
   Coordinator& coordinator_;
   AttendCalls& calls_;

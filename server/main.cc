@@ -159,6 +159,9 @@ class Server {
     attend.on_record = [this](const RequestRecord& record, const absl::Status& outcome) {
       request_metrics_.Record(record, outcome);
     };
+    attend.on_answer = [this](const char* method, const absl::Status& outcome) {
+      request_metrics_.Count(method, outcome);
+    };
     return attend;
   }
 

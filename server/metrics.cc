@@ -12,6 +12,7 @@
 namespace ringserve {
 namespace {
 
+constexpr const char* kMethods[] = {"attend", "attend_backward", "plan", "get_cluster"};
 constexpr const char* kPhases[] = {"queued", "upload", "wait", "compute", "download", "total"};
 constexpr const char* kRoads[] = {"upload", "exchange", "download"};
 
@@ -34,9 +35,8 @@ prometheus::MetricFamily Family(prometheus::MetricType type, const char* name, c
 RequestMetrics::RequestMetrics()
     : requests_(prometheus::BuildCounter()
                     .Name("ringserve_requests_total")
-                    .Help("Attend and AttendBackward calls that sent a header and are over, by the "
-                          "status that their "
-                          "callers were given")
+                    .Help("Calls that are over, by method and by the status that their callers "
+                          "were given; attend and attend_backward that sent no header are none")
                     .Register(*registry_)),
       phase_seconds_(prometheus::BuildHistogram()
                          .Name("ringserve_request_phase_seconds")
@@ -59,8 +59,11 @@ RequestMetrics::RequestMetrics()
                      .Register(*registry_)
                      .Add({}, RatioBuckets())) {
   // All are there from the start: a rate does not see the first event of a series that is new.
-  for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
-    requests_.Add({{"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+  for (const char* method : kMethods) {
+    for (int code = 0; code <= static_cast<int>(absl::StatusCode::kUnauthenticated); ++code) {
+      const auto name = absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
+      requests_.Add({{"method", method}, {"code", name}});
+    }
   }
   for (const char* phase : kPhases) phase_seconds_.Add({{"phase", phase}}, SecondsBuckets());
   for (const char* road : kRoads) tensor_bytes_.Add({{"road", road}});
@@ -73,7 +76,7 @@ RequestMetrics::RequestMetrics()
 }
 
 void RequestMetrics::Record(const RequestRecord& record, const absl::Status& outcome) {
-  requests_.Add({{"code", absl::StatusCodeToString(outcome.code())}}).Increment();
+  Count(record.method, outcome);
   uint64_t exchanged = 0;
   for (const v1::RankStatistics& rank : record.ranks) exchanged += rank.bytes_sent();
   tensor_bytes_.Add({{"road", "upload"}}).Increment(static_cast<double>(record.upload_bytes));
@@ -94,6 +97,11 @@ void RequestMetrics::Record(const RequestRecord& record, const absl::Status& out
   for (size_t i = 0; i < std::size(kPhases); ++i) {
     phase_seconds_.Add({{"phase", kPhases[i]}}, SecondsBuckets()).Observe(seconds[i]);
   }
+}
+
+void RequestMetrics::Count(const char* method, const absl::Status& outcome) {
+  const auto code = absl::StatusCodeToString(outcome.code());
+  requests_.Add({{"method", method}, {"code", code}}).Increment();
 }
 
 std::vector<prometheus::MetricFamily> ClusterMetrics::Collect() const {

@@ -1,5 +1,5 @@
-// What the coordinator measures of its requests, for Prometheus. Labels are bounded: status codes,
-// phases, roads, balancers and rotate methods, nothing that a caller chooses.
+// What the coordinator measures of its requests, for Prometheus. Labels are bounded: methods,
+// status codes, phases, roads, balancers and rotate methods, nothing that a caller chooses.
 #pragma once
 
 #include <functional>
@@ -17,12 +17,16 @@
 
 namespace ringserve {
 
-// Counted when a request's record is complete. Thread safe.
+// Thread safe.
 class RequestMetrics {
  public:
   RequestMetrics();
 
+  // A request whose record is complete.
   void Record(const RequestRecord& record, const absl::Status& outcome);
+
+  // A call of `method` that is over: one of those that requests_total knows from the start.
+  void Count(const char* method, const absl::Status& outcome);
 
   std::shared_ptr<prometheus::Collectable> source() const { return registry_; }
 

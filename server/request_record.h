@@ -17,6 +17,7 @@ struct RequestRecord {
   using Clock = std::chrono::steady_clock;
   using Moment = std::optional<Clock::time_point>;  // nothing: not reached
 
+  const char* method = "attend";  // or "attend_backward"
   std::string request_id = "-";
   uint64_t job = 0;
   std::string epoch;

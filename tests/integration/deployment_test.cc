@@ -184,7 +184,7 @@ TEST_F(DeploymentTest, TheMetricsCountRequestsAndTheBytesOfTheirPlans) {
   const std::map<std::string, double> before = Scrape(server);
   EXPECT_EQ(before.at("ringserve_workers"), 2);
   EXPECT_EQ(before.at("ringserve_serving"), 1);
-  EXPECT_EQ(before.at("ringserve_requests_total{code=\"OK\"}"), 0);
+  EXPECT_EQ(before.at("ringserve_requests_total{code=\"OK\",method=\"attend\"}"), 0);
 
   uint64_t up = 0, between = 0, down = 0;
   constexpr int kRequests = 3;
@@ -206,8 +206,8 @@ TEST_F(DeploymentTest, TheMetricsCountRequestsAndTheBytesOfTheirPlans) {
   std::map<std::string, double> after;
   EXPECT_TRUE(WaitUntil([&] {
     after = Scrape(server);
-    return after["ringserve_requests_total{code=\"OK\"}"] == kRequests &&
-           after["ringserve_requests_total{code=\"UNAVAILABLE\"}"] == 1;
+    return after["ringserve_requests_total{code=\"OK\",method=\"attend\"}"] == kRequests &&
+           after["ringserve_requests_total{code=\"UNAVAILABLE\",method=\"attend\"}"] == 1;
   }));
   EXPECT_GT(between, 0u);
   EXPECT_EQ(after["ringserve_tensor_bytes_total{road=\"upload\"}"], up);
@@ -238,6 +238,26 @@ TEST_F(DeploymentTest, TheMetricsCountRequestsAndTheBytesOfTheirPlans) {
   EXPECT_EQ(sent, between);
   EXPECT_EQ(received, between);
   EXPECT_EQ(jobs, 2 * kRequests);
+}
+
+TEST_F(DeploymentTest, TheMetricsTellMethodsApart) {
+  Start({.workers = 1, .server_flags = {"--metrics-listen", "127.0.0.1:0"}});
+  const std::string server = Logged(cluster_->server(), "metrics");
+  const auto count = [&](const std::string& method, const std::string& code) {
+    return Scrape(server)[absl::StrCat("ringserve_requests_total{code=\"", code, "\",method=\"",
+                                       method, "\"}")];
+  };
+  const double views = count("get_cluster", "OK");
+  ASSERT_TRUE(cluster_->client().GetCluster().ok());
+  EXPECT_EQ(count("get_cluster", "OK"), views + 1);
+  v1::PlanRequest plan;
+  *plan.mutable_spec() = MakeSpec(8, 8, 2, 8, 8);
+  ASSERT_TRUE(cluster_->client().Plan(plan).ok());
+  plan.mutable_spec()->set_batch(-1);
+  ASSERT_FALSE(cluster_->client().Plan(plan).ok());
+  EXPECT_EQ(count("plan", "OK"), 1);
+  EXPECT_EQ(count("plan", "INVALID_ARGUMENT"), 1);
+  EXPECT_EQ(count("attend", "OK") + count("attend_backward", "OK"), 0);
 }
 
 TEST_F(DeploymentTest, TheMetricsCountWorkersThatWereLostAndNotThoseThatLeft) {

@@ -194,7 +194,7 @@ TEST_F(Transport, CredentialsNameTheFileThatIsWrong) {
     const char* says;
   };
   const Wrong wrongs[] = {
-      {Path("nowhere.crt"), "cannot be opened"},
+      {Path("nowhere.crt"), "cannot be opened: No such file or directory"},
       {Path(""), "cannot be read"},
       {Write("empty.crt", ""), "holds no PEM CERTIFICATE"},
       {Write("text.crt", "certainly\n"), "holds no PEM CERTIFICATE"},
