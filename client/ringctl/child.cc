@@ -39,21 +39,45 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
   return pointers;
 }
 
+// Both ends, none of which a child inherits; closed unless taken.
+struct Pipe {
+  ~Pipe() {
+    for (const int end : {read, write}) {
+      if (end >= 0) close(end);
+    }
+  }
+  bool Open() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return false;
+    read = ends[0];
+    write = ends[1];
+    return true;
+  }
+
+  int read = -1, write = -1;
+};
+
 }  // namespace
 
 absl::StatusOr<Child> Child::Start(const std::string& program,
-                                   const std::vector<std::string>& arguments) {
-  std::vector<std::string> argv = {program, "--die-with-parent"};
+                                   const std::vector<std::string>& arguments, Bond bond, int log) {
+  std::vector<std::string> argv = {program};
+  if (bond == Bond::kDieWithParent) argv.emplace_back("--die-with-parent");
   argv.insert(argv.end(), arguments.begin(), arguments.end());
   std::vector<std::string> env = ChildEnvironment();
-  int out[2];
-  if (pipe2(out, O_CLOEXEC) != 0) {
+  Pipe in, out;
+  if (!out.Open() || (bond == Bond::kStandardInput && !in.Open())) {
     return absl::InternalError(absl::StrCat("pipe: ", std::strerror(errno)));
   }
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
-  posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_adddup2(&files, out[1], STDOUT_FILENO);
+  if (bond == Bond::kStandardInput) {
+    posix_spawn_file_actions_adddup2(&files, in.read, STDIN_FILENO);
+  } else {
+    posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  }
+  posix_spawn_file_actions_adddup2(&files, out.write, STDOUT_FILENO);
+  if (log >= 0) posix_spawn_file_actions_adddup2(&files, log, STDERR_FILENO);
   // Signals that we block or ignore are no business of the child's.
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
@@ -71,17 +95,16 @@ absl::StatusOr<Child> Child::Start(const std::string& program,
                                  Pointers(env).data());
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&files);
-  close(out[1]);
   if (failed != 0) {
-    close(out[0]);
     return absl::InternalError(absl::StrCat("cannot start ", program, ": ", std::strerror(failed)));
   }
-  fcntl(out[0], F_SETFL, O_NONBLOCK);
-  return Child(pid, out[0]);
+  fcntl(out.read, F_SETFL, O_NONBLOCK);
+  return Child(pid, std::exchange(in.write, -1), std::exchange(out.read, -1));
 }
 
 Child::Child(Child&& other) noexcept
     : pid_(std::exchange(other.pid_, 0)),
+      in_(std::exchange(other.in_, -1)),
       out_(std::exchange(other.out_, -1)),
       partial_line_(std::move(other.partial_line_)),
       exited_(other.exited_) {}
@@ -90,6 +113,7 @@ Child& Child::operator=(Child&& other) noexcept {
   if (this == &other) return *this;
   Release();
   pid_ = std::exchange(other.pid_, 0);
+  in_ = std::exchange(other.in_, -1);
   out_ = std::exchange(other.out_, -1);
   partial_line_ = std::move(other.partial_line_);
   exited_ = other.exited_;
@@ -105,7 +129,9 @@ void Child::Release() {
     }
     pid_ = 0;
   }
-  if (out_ >= 0) close(std::exchange(out_, -1));
+  for (int* end : {&in_, &out_}) {
+    if (*end >= 0) close(std::exchange(*end, -1));
+  }
 }
 
 std::vector<std::string> Child::ReadLines() {

@@ -1,5 +1,4 @@
-// A server or worker process that `ringctl up` starts: it dies with the thread that started it, and
-// what it prints on stdout is read line by line. Its stderr is ours.
+// A process of ringserve that ringctl starts; what it prints on stdout is read line by line.
 #pragma once
 
 #include <sys/types.h>
@@ -12,13 +11,20 @@
 
 namespace ringserve {
 
+// How a child learns that we are gone.
+enum class Bond {
+  kDieWithParent,  // --die-with-parent: the kernel kills it when the thread that started it ends
+  kStandardInput,  // its standard input, a pipe, ends with us; else that is empty
+};
+
 class Child {
  public:
-  // Starts `program` with --die-with-parent and `arguments`: the kernel kills it when the calling
-  // thread ends. It gets a process group of its own, so that a Ctrl-C at the terminal reaches us
-  // alone. INTERNAL: the system refused.
+  // Starts `program` with `arguments`, and --die-with-parent before them where that is the bond. It
+  // gets a process group of its own, so that a Ctrl-C at the terminal reaches us alone. Its stderr
+  // is `log`, a file descriptor; below 0: ours. INTERNAL: the system refused.
   static absl::StatusOr<Child> Start(const std::string& program,
-                                     const std::vector<std::string>& arguments);
+                                     const std::vector<std::string>& arguments,
+                                     Bond bond = Bond::kDieWithParent, int log = -1);
 
   Child(Child&& other) noexcept;
   Child& operator=(Child&& other) noexcept;
@@ -41,10 +47,11 @@ class Child {
   bool exited() const { return exited_; }
 
  private:
-  Child(pid_t pid, int out) : pid_(pid), out_(out) {}
+  Child(pid_t pid, int in, int out) : pid_(pid), in_(in), out_(out) {}
   void Release();
 
   pid_t pid_;  // 0: reaped
+  int in_;     // whose end is that of its standard input; -1: none
   int out_;
   std::string partial_line_;
   bool exited_ = false;

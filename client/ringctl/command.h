@@ -54,6 +54,7 @@ void AddBenchCommand(CLI::App& app, Invocation& invocation);
 void AddVersionCommand(CLI::App& app, Invocation& invocation);
 void AddUpCommand(CLI::App& app, Invocation& invocation);
 void AddDemoCommand(CLI::App& app, Invocation& invocation);
+void AddSelftestCommand(CLI::App& app, Invocation& invocation);
 
 // Prints "ringctl: CODE: message" and what to do next on stderr; returns the exit code for `error`,
 // which is not OK. Failed: the answer of a call to `client.server`. Misused: command line or local

@@ -34,27 +34,6 @@ void Put(T value, std::byte*& at) {
   at += sizeof(value);
 }
 
-// Below 16 in magnitude, so that every type holds them.
-void FillNormal(v1::DType dtype, std::mt19937_64& random, std::span<std::byte> tensor) {
-  std::normal_distribution<double> normal;
-  for (std::byte *at = tensor.data(), *end = at + tensor.size(); at < end;) {
-    const double value = normal(random);
-    switch (dtype) {
-      case v1::DTYPE_F64:
-        Put(value, at);
-        break;
-      case v1::DTYPE_BF16:
-        Put(static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(value)) >> 16), at);
-        break;
-      case v1::DTYPE_F16:
-        Put(TowardZeroF16(static_cast<float>(value)), at);
-        break;
-      default:
-        Put(static_cast<float>(value), at);
-    }
-  }
-}
-
 // Segments as `auto` may cut them for 1 to kMostWorkers workers.
 v1::SequenceLayout LikelySegments(int64_t length) {
   v1::SequenceLayout layout;
@@ -123,6 +102,26 @@ v1::AttentionSpec MixedSpec(Dice& dice) {
 }
 
 }  // namespace
+
+void FillNormal(v1::DType dtype, std::mt19937_64& random, std::span<std::byte> tensor) {
+  std::normal_distribution<double> normal;
+  for (std::byte *at = tensor.data(), *end = at + tensor.size(); at < end;) {
+    const double value = normal(random);
+    switch (dtype) {
+      case v1::DTYPE_F64:
+        Put(value, at);
+        break;
+      case v1::DTYPE_BF16:
+        Put(static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(value)) >> 16), at);
+        break;
+      case v1::DTYPE_F16:
+        Put(TowardZeroF16(static_cast<float>(value)), at);
+        break;
+      default:
+        Put(static_cast<float>(value), at);
+    }
+  }
+}
 
 std::vector<v1::AttendHeader> MixedHeaders(int count, int workers, uint64_t seed) {
   Dice dice(seed);

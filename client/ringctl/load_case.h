@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <random>
 #include <span>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct LoadCase {
                        right);
   }
 };
+
+// Normal random numbers, which are below 16 in magnitude, so that every type holds them.
+void FillNormal(v1::DType dtype, std::mt19937_64& random, std::span<std::byte> tensor);
 
 // Requests of many kinds: all dtypes and layouts; self- and cross-attention; full, causal and
 // bottom-right; 1 to some thousand tokens, few as likely as many; grouped heads, several batch

@@ -92,6 +92,7 @@ std::vector<std::string> LocalCluster::Arguments(const Member& member) const {
     arguments = {"--listen",      "127.0.0.1:0",
                  "--coordinator", ReachableAddress(address_),
                  "--threads",     absl::StrCat(options_.threads)};
+    AppendDevice(member, arguments);
     if (options_.memory_bytes > 0) {
       arguments.insert(arguments.end(), {"--memory-bytes", absl::StrCat(options_.memory_bytes)});
     }
@@ -104,6 +105,13 @@ std::vector<std::string> LocalCluster::Arguments(const Member& member) const {
     if (!value.empty()) arguments.insert(arguments.end(), {flag, value});
   }
   return arguments;
+}
+
+void LocalCluster::AppendDevice(const Member& member, std::vector<std::string>& arguments) const {
+  if (options_.devices.empty()) return;
+  const size_t worker = &member - &members_[1];
+  arguments.insert(arguments.end(),
+                   {"--device", options_.devices[worker % options_.devices.size()]});
 }
 
 absl::Status LocalCluster::Run() {

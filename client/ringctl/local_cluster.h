@@ -18,8 +18,10 @@ namespace ringserve {
 
 struct LocalClusterOptions {
   std::string server_program, worker_program;
-  std::string listen;         // of the coordinator; port 0: any
-  int workers = 1;            // >= 1
+  std::string listen;  // of the coordinator; port 0: any
+  int workers = 1;     // >= 1
+  // Worker i gets --device devices[i % devices.size()]; empty: it chooses.
+  std::vector<std::string> devices;
   int threads = 1;            // of each worker
   uint64_t memory_bytes = 0;  // of each worker; 0: what the worker finds right
   TlsFiles tls;               // of all; a listener needs all three
@@ -56,6 +58,7 @@ class LocalCluster {
 
   bool is_coordinator(const Member& member) const { return &member == &members_[0]; }
   std::vector<std::string> Arguments(const Member& member) const;
+  void AppendDevice(const Member& member, std::vector<std::string>& arguments) const;
 
   absl::Status StartDue();
   absl::Status Reap();

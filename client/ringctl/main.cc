@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   ringserve::AddPlanCommand(app, invocation);
   ringserve::AddBenchCommand(app, invocation);
   ringserve::AddDemoCommand(app, invocation);
+  ringserve::AddSelftestCommand(app, invocation);
   ringserve::AddVersionCommand(app, invocation);
 
   try {

@@ -1,11 +1,18 @@
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/local_cluster.h"
+#include "client/ringctl/machine_devices.h"
 #include "proto/machine.h"
 #include "proto/protocol.h"
 #include "proto/transport.h"
@@ -16,8 +23,13 @@ namespace {
 // What jobs may take on this machine altogether: a share of the memory that is free now.
 constexpr double kMemoryShare = 0.5;
 
+// Without it NCCL refuses two ranks on one GPU.
+constexpr char kSharedGpuVariable[] = "NCCL_MULTI_RANK_GPU_ENABLE";
+constexpr int kCpuWorkers = 2;
+
 struct UpOptions {
-  int workers = 2;
+  std::optional<int> workers;
+  std::string device = "auto";
   int threads = 0;  // 0: the cores shared out
   std::string listen = "127.0.0.1:7070";
   uint64_t memory_bytes = 0;  // 0: the memory shared out
@@ -26,23 +38,58 @@ struct UpOptions {
   std::string log_level;
 };
 
+// What jobs may take on each of `workers` that share `gpus`: as much of every one as of the least.
+absl::StatusOr<uint64_t> ShareOfGpu(const std::vector<Gpu>& gpus, int workers) {
+  const int on_one = (workers + static_cast<int>(gpus.size()) - 1) / static_cast<int>(gpus.size());
+  uint64_t least = gpus[0].memory_bytes;
+  for (const Gpu& gpu : gpus) least = std::min(least, gpu.memory_bytes);
+  if (least > 0) return static_cast<uint64_t>(static_cast<double>(least) * kMemoryShare / on_one);
+  return absl::InvalidArgumentError(
+      absl::StrCat("--workers ", workers, " share ", gpus.size(),
+                   " GPUs of unknown memory: say with --memory-bytes what each may take"));
+}
+
+absl::Status ShareOutCpu(const UpOptions& options, LocalClusterOptions& cluster) {
+  if (options.device == "cpu") cluster.devices = {"cpu"};
+  cluster.workers = options.workers.value_or(kCpuWorkers);
+  if (cluster.memory_bytes == 0) {
+    cluster.memory_bytes = static_cast<uint64_t>(static_cast<double>(AvailableMemoryBytes()) *
+                                                 kMemoryShare / cluster.workers);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShareOutGpus(const UpOptions& options, const std::vector<Gpu>& gpus,
+                          LocalClusterOptions& cluster) {
+  for (const Gpu& gpu : gpus) cluster.devices.push_back(gpu.name);
+  cluster.workers = options.workers.value_or(static_cast<int>(gpus.size()));
+  if (cluster.workers <= static_cast<int>(gpus.size())) return absl::OkStatus();
+  setenv(kSharedGpuVariable, "1", 0);
+  if (cluster.memory_bytes > 0) return absl::OkStatus();
+  const absl::StatusOr<uint64_t> share = ShareOfGpu(gpus, cluster.workers);
+  if (share.ok()) cluster.memory_bytes = *share;
+  return share.status();
+}
+
+// Sets devices, workers and memory, each as asked or as this machine has them.
+absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
+  if (options.device == "cpu") return ShareOutCpu(options, cluster);
+  const absl::StatusOr<MachineDevices> machine = AskDevices(cluster.worker_program);
+  if (!machine.ok()) return machine.status();
+  if (!machine->gpus.empty()) return ShareOutGpus(options, machine->gpus, cluster);
+  if (options.device == "auto") return ShareOutCpu(options, cluster);
+  return absl::FailedPreconditionError(absl::StrCat("--device cuda: ", machine->why_no_gpu));
+}
+
 int RunUp(const UpOptions& options, const ClientOptions& client) {
   LocalClusterOptions cluster = {
       .listen = options.listen,
-      .workers = options.workers,
       .threads = options.threads,
       .memory_bytes = options.memory_bytes,
       .tls = {.cert = client.tls_cert, .key = client.tls_key, .ca = client.tls_ca},
       .insecure = options.insecure,
       .until_eof = options.until_eof,
       .log_level = options.log_level};
-  if (cluster.threads == 0) {
-    cluster.threads = std::max(1, AvailableThreads() / options.workers);
-  }
-  if (cluster.memory_bytes == 0) {
-    cluster.memory_bytes = static_cast<uint64_t>(static_cast<double>(AvailableMemoryBytes()) *
-                                                 kMemoryShare / options.workers);
-  }
   const absl::Status address = CheckListenAddress(cluster.listen, cluster.tls, cluster.insecure);
   if (!address.ok()) return Misused(address);
   if (cluster.tls.enabled() &&
@@ -57,6 +104,9 @@ int RunUp(const UpOptions& options, const ClientOptions& client) {
     if (!found.ok()) return Misused(found.status());
     *program = *std::move(found);
   }
+  const absl::Status shared = ShareOut(options, cluster);
+  if (!shared.ok()) return Misused(shared);
+  if (cluster.threads == 0) cluster.threads = std::max(1, AvailableThreads() / cluster.workers);
   const absl::Status status = LocalCluster(std::move(cluster)).Run();
   if (status.ok()) return kExitOk;
   std::fprintf(stderr, "ringctl up: %s\n", std::string(status.message()).c_str());
@@ -73,8 +123,15 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
       "Prints each process's role and pid, and `ready ADDRESS` once all workers have joined. What "
       "dies is started\nagain. The processes log to stderr and obey their own RINGSERVE_* "
       "variables as well.\n");
-  command->add_option("--workers", options->workers, "How many worker processes")
-      ->check(CLI::Range(1, kMaxRanks))
+  command
+      ->add_option("--workers", options->workers,
+                   "How many worker processes (default: one for each GPU; without GPUs 2)")
+      ->check(CLI::Range(1, kMaxRanks));
+  command
+      ->add_option("--device", options->device,
+                   "cpu; cuda: worker i gets GPU i, from 0 again where there are more workers; "
+                   "auto: GPUs where there are any")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   command
       ->add_option("--threads", options->threads,
@@ -87,7 +144,7 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
   command
       ->add_option("--memory-bytes", options->memory_bytes,
                    "What jobs may take on each worker (16GiB is understood; default: half of what "
-                   "is free, shared out)")
+                   "is free, shared out; a GPU's only worker: what it finds right)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1}, kMaxWorkerMemoryBytes));
   command->add_flag("--insecure", options->insecure,

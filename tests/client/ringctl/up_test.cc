@@ -179,6 +179,17 @@ TEST_F(Up, RefusesWhatCannotWork) {
   refused({"--threads", "-1"}, "--threads");
   refused({"--memory-bytes", "0"}, "--memory-bytes");
   refused({"--tls-ca", "/dev/null"}, "--tls-cert");
+  refused({"--device", "gpu"}, "--device");
+}
+
+TEST_F(Up, StartsWorkersOfTheDeviceThatIsAskedFor) {
+  auto up = Start({"--workers", "1", "--listen", "127.0.0.1:0", "--device", "cpu"});
+  ASSERT_FALSE(AwaitReady(*up).empty()) << up->log();
+  EXPECT_TRUE(up->WaitForLog("device=cpu"));
+  up = Start({"--listen", "127.0.0.1:0", "--device", "cuda"});
+  if (!AwaitReady(*up).empty()) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_EQ(up->WaitForExit(), 2);
+  EXPECT_THAT(up->log(), HasSubstr("--device cuda: no CUDA device: "));
 }
 
 TEST_F(Up, ListensOnAUnixSocketAndRemovesIt) {
