@@ -15,6 +15,7 @@
 #include "tests/support/random.h"
 #include "tests/support/random_case.h"
 #include "tests/worker/attention/counted_memory.h"
+#include "tests/worker/attention/every_block.h"
 #include "tests/worker/attention/local_backward.h"
 #include "worker/assignment.h"
 
@@ -79,7 +80,7 @@ v1::AttentionSpec CausalSpec(int64_t length, v1::DType dtype = v1::DTYPE_F32) {
 }
 
 // Requests of every kind that are served by rings of keys.
-void CheckBackward(uint64_t seed) {
+void CheckBackward(uint64_t seed, const Block& block = CpuBlock()) {
   Case c = RandomCase(seed, kMostWorkers, 80);
   Random random(seed + 77);
   if (c.options.rotate() == v1::ROTATE_METHOD_PASS_Q || random.Chance(0.5))
@@ -92,7 +93,7 @@ void CheckBackward(uint64_t seed) {
   if (plan->options.rotate() == v1::ROTATE_METHOD_PASS_Q) return;
   const Inputs inputs = RandomInputs(c.spec, c.seed, c.gain);
   const Answered answered = Answer(*plan, inputs, seed, random.Chance(0.5));
-  const BackwardOutcome outcome = RunLocallyBackward(*plan, inputs, answered);
+  const BackwardOutcome outcome = RunLocallyBackward(*plan, inputs, answered, {.block = &block});
   ASSERT_TRUE(outcome.status().ok()) << outcome.status();
   const ReferenceGradients expected =
       AttendBackward(c.spec, inputs, answered.d_out, answered.d_lse, c.options.lse_without_sinks());
@@ -119,6 +120,17 @@ TEST_P(BackwardRing, GivesWhatTheOracleGivesAndMovesWhatItsPlanSays) {
 }
 
 INSTANTIATE_TEST_SUITE_P(HundredsOfCases, BackwardRing, ::testing::Range(0, kBatches));
+
+class BackwardRingOnDevice : public ::testing::TestWithParam<NamedBlock> {};
+
+TEST_P(BackwardRingOnDevice, GivesWhatTheOracleGives) {
+  constexpr uint64_t kFirst = 50'000, kCases = 150;
+  for (uint64_t seed = kFirst; seed < kFirst + kCases && !HasFailure(); ++seed)
+    CheckBackward(seed, *GetParam().block);
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, BackwardRingOnDevice, ::testing::ValuesIn(EveryDeviceBlock()),
+                         [](const auto& info) { return info.param.name; });
 
 double LossOf(const v1::AttentionSpec& spec, const Inputs& inputs,
               const std::vector<double>& d_out) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/random.h"
+#include "tests/worker/attention/every_block.h"
 #include "tests/worker/attention/ring_case.h"
 #include "tests/worker/comm/grpc_transport.h"
 #include "tests/worker/comm/nccl_transport.h"
@@ -16,6 +17,7 @@ namespace {
 constexpr int kCasesPerBatch = 100;
 constexpr int kBatches = 24;
 constexpr int kExtrasBatches = 8;
+constexpr int kDeviceCases = 300;
 constexpr int kLongCases = 60;
 constexpr int kCasesOverOne = 150;
 
@@ -42,6 +44,19 @@ TEST_P(RingWithExtras, GivesWhatTheOracleGives) {
 }
 
 INSTANTIATE_TEST_SUITE_P(HundredsOfCases, RingWithExtras, ::testing::Range(0, kExtrasBatches));
+
+class RingOnDevice : public ::testing::TestWithParam<NamedBlock> {};
+
+TEST_P(RingOnDevice, GivesWhatTheOracleGives) {
+  for (int seed = 0; seed < kDeviceCases && !HasFailure(); ++seed) {
+    Case c = RandomCase(400'000 + seed, kMostWorkers, seed % 20 == 0 ? 700 : 150);
+    if (seed % 2 == 0) AddRandomExtras(c);
+    CheckCase(c, {}, *GetParam().block);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, RingOnDevice, ::testing::ValuesIn(EveryDeviceBlock()),
+                         [](const auto& info) { return info.param.name; });
 
 // Past the sizes of the kernel's own blocks, head dims up to the largest that is served.
 TEST(LongRing, GivesWhatTheOracleGives) {
