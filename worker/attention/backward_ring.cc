@@ -44,6 +44,8 @@ class BackwardRing {
     }
     const absl::Status status = HasSinks() ? AddUpSinks() : absl::OkStatus();
     if (!status.ok()) return status;
+    const absl::Status finished = work_.Finish();
+    if (!finished.ok()) return finished;
     work_.Compute([&] { Finish(); });
     return work_.Ended();
   }

@@ -64,6 +64,8 @@ class Ring {
       partials_.Release(index);
       shards_.Release(index);
     }
+    const absl::Status finished = work_.Finish();
+    if (!finished.ok()) return finished;
     work_.Compute([&] { Finish(); });
     return work_.Ended();
   }

@@ -11,6 +11,9 @@
 namespace ringserve {
 namespace {
 
+// As far as a communicator's Then may be ahead of its transfers (NcclOptions).
+constexpr size_t kStepsAhead = 2;
+
 std::pair<uint64_t, uint64_t> BytesMoved(const Communicator& communicator) {
   std::pair<uint64_t, uint64_t> moved;
   for (const PeerCounters& peer : communicator.counters()) {
@@ -42,20 +45,46 @@ double RingWork::SecondsSince(Communicator::Clock::time_point begin) {
 
 absl::Status RingWork::Post(uint32_t step, const std::vector<SendOp>& sends,
                             const std::vector<RecvOp>& recvs) {
-  return communicator_.Post({.job = job_, .step = step}, sends, recvs).status();
+  const absl::StatusOr<Communicator::Ticket> exchange =
+      communicator_.Post({.job = job_, .step = step}, sends, recvs);
+  if (!exchange.ok()) return exchange.status();
+  exchange_ = *exchange;
+  return absl::OkStatus();
 }
 
 absl::Status RingWork::Wait() {
-  const Communicator::Clock::time_point begin = Communicator::Clock::now();
+  if (!device_.is_cpu()) {
+    Always([&] {
+      const c10::impl::VirtualGuardImpl device(device_.type());
+      steps_.emplace_back(device_.type()).record(device.getStream(device_));
+    });
+    AwaitSteps(kStepsAhead);
+  }
+  return AwaitOthers([&](auto deadline) { return communicator_.Then(exchange_, deadline); });
+}
+
+// The last step is computed behind the transfers of the one before.
+absl::Status RingWork::Finish() {
+  AwaitSteps(1);
   const absl::Status status =
-      communicator_.Finish(begin + (begin - begin_) + options_.exchange_deadline);
-  statistics_.exchange_wait_seconds += SecondsSince(begin);
-  if (!status.ok() || device_.is_cpu()) return status;
-  Compute([&] {
-    const c10::impl::VirtualGuardImpl device(device_.type());
-    device.synchronizeStream(device.getStream(device_));
+      AwaitOthers([&](auto deadline) { return communicator_.Finish(deadline); });
+  if (status.ok()) AwaitSteps(0);
+  return status;
+}
+
+void RingWork::AwaitSteps(size_t ahead) {
+  if (steps_.size() <= ahead) return;
+  Always([&] {
+    for (; steps_.size() > ahead; steps_.pop_front()) steps_.front().synchronize();
   });
-  return absl::OkStatus();
+}
+
+absl::Status RingWork::AwaitOthers(
+    const std::function<absl::Status(Communicator::Clock::time_point)>& wait) {
+  const Communicator::Clock::time_point begin = Communicator::Clock::now();
+  const absl::Status status = wait(begin + (begin - begin_) + options_.exchange_deadline);
+  statistics_.exchange_wait_seconds += SecondsSince(begin);
+  return status;
 }
 
 void RingWork::Done() {

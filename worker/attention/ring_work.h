@@ -2,13 +2,16 @@
 // from their exchanges, posts and bounded waits, and a count of what moved.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
 
 #include "absl/status/status.h"
 #include "worker/attention/ring.h"
@@ -45,13 +48,18 @@ class RingWork {
   // Was everything done that was to be done so far?
   bool complete() const { return !progress_.cancelled && arithmetic_.ok(); }
 
-  // Starts the transfers of a step, and waits for them and for what was to be computed meanwhile:
-  // also where the device computes while this thread goes on. A wait that is bounded must not have
-  // a step's arithmetic in it, and a job that is cancelled not all of it on its way already. The
+  // Starts the transfers of a step. After Wait, what is computed comes after them. The
   // communicator's errors.
+  //
+  // Where the device computes while this thread goes on, the thread is at most two steps ahead: a
+  // job that is cancelled has little on its way yet. It waits for its own device first, and only
+  // then, for a limited time, for others: a long step is no fault.
   absl::Status Post(uint32_t step, const std::vector<SendOp>& sends,
                     const std::vector<RecvOp>& recvs);
   absl::Status Wait();
+
+  // Waits for all of it: steps and transfers.
+  absl::Status Finish();
 
   // Counts a tile.
   void Done();
@@ -62,25 +70,43 @@ class RingWork {
  private:
   static double SecondsSince(Communicator::Clock::time_point begin);
 
+  // Does `work` whatever has become of the job.
+  template <typename Work>
+  void Always(const Work& work);
+
+  // Waits for the device, but not for its last `ahead` steps.
+  void AwaitSteps(size_t ahead);
+
+  // Waits for others as `wait` does, which is given its deadline.
+  absl::Status AwaitOthers(
+      const std::function<absl::Status(Communicator::Clock::time_point)>& wait);
+
   const uint64_t job_;
   const at::Device device_;
   const RingOptions& options_;
   Communicator& communicator_;
   RingProgress& progress_;
   RingStatistics& statistics_;
-  absl::Status arithmetic_;  // the first failure
+  Communicator::Ticket exchange_ = 0;
+  std::deque<c10::Event> steps_;  // that are on their way on the device, each its end
+  absl::Status arithmetic_;       // the first failure
   const Communicator::Clock::time_point begin_ = Communicator::Clock::now();
 };
 
 template <typename Work>
 void RingWork::Compute(const Work& work) {
-  if (!complete()) return;
+  if (complete()) Always(work);
+}
+
+template <typename Work>
+void RingWork::Always(const Work& work) {
   const Communicator::Clock::time_point begin = Communicator::Clock::now();
   progress_.computing = true;
   try {
     work();
   } catch (const std::exception& error) {
-    arithmetic_ = absl::InternalError(std::string("attention failed: ") + error.what());
+    if (arithmetic_.ok())
+      arithmetic_ = absl::InternalError(std::string("attention failed: ") + error.what());
   }
   progress_.computing = false;
   statistics_.compute_seconds += SecondsSince(begin);
