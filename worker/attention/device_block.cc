@@ -117,11 +117,12 @@ at::Tensor LargestNumber(const at::Tensor& t) {
   return at::maximum(least.neg(), most).to(at::kDouble);
 }
 
-// Whether every score of the tile, but for a bias, is a number of moderate size. Waits.
+// Whether every score of the tile, but for a bias, is a number of moderate size, before it is
+// scaled and after. Waits.
 bool ScoresAreModerate(const Work& w, const Tile& tile, double scale) {
   at::Tensor most = LargestNumber(w.q.narrow(2, tile.q_begin, Queries(tile))) *
                     LargestNumber(w.k.narrow(2, tile.k_begin, Keys(tile))) *
-                    (scale * static_cast<double>(w.q.size(3)));
+                    (std::max(1.0, scale) * static_cast<double>(w.q.size(3)));
   if (w.terms.alibi_slopes.defined()) {
     const int64_t farthest = std::abs(tile.distance) + Queries(tile) + Keys(tile);
     most = most + LargestNumber(w.terms.alibi_slopes) * static_cast<double>(farthest);

@@ -66,11 +66,11 @@ Partial Nothing(const Tensors& t) {
 
 // What is added to nothing, and the calls that it takes.
 std::pair<Partial, KernelCalls> Added(const Tensors& t, const Tile& tile,
-                                      const ScoreTerms& terms = {}) {
+                                      const ScoreTerms& terms = {}, double scale = 0.2) {
   KernelCalls calls;
   const DeviceBlock block(std::make_unique<FakeAttentionKernels>(90, &calls), 90);
   const Partial into = Nothing(t);
-  block.Accumulate(into, t.q, t.k, t.v, tile, 0.2, terms);
+  block.Accumulate(into, t.q, t.k, t.v, tile, scale, terms);
   return {into, calls};
 }
 
@@ -159,6 +159,15 @@ TEST(DeviceBlock, KeepsRowsWhoseOnlyScoreIsZero) {
     for (int64_t row = 0; row < 40; ++row)
       EXPECT_EQ(into.lse[0][0][row].item<float>(), row == 7 ? -kInfinity : 0.0) << row;
   }
+}
+
+// They are -inf, however small the scale is.
+TEST(DeviceBlock, SeesNothingInScoresThatOverflowBeforeTheyAreScaled) {
+  const Tensors t = RandomTensors(at::kFloat, 2, 1, 40, 8);
+  t.q.fill_(-1e20);
+  t.k.fill_(1e20);
+  const Partial into = Added(t, {.q_end = 40, .k_end = 40}, {}, 1e-10).first;
+  EXPECT_TRUE(into.lse.isneginf().all().item<bool>());
 }
 
 TEST(DeviceBlock, TellsNaNFromNothing) {
