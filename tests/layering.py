@@ -23,7 +23,7 @@ RULES = [
     (r"server/", ("worker/",) + CLIENT, "the server sees proto/ alone"),
     (r"client/", ("server/", "worker/"), "the client sees proto/ alone"),
     (r"worker/", ("server/",) + CLIENT, "the worker sees proto/ alone"),
-    (r"(proto|server|client(?!/torch/)|tests/(?!worker/|bench/|support/|integration/|client/torch/|client/install/torch_))/?", TORCH,
+    (r"(proto|server|client(?!/torch/)|tests/(?!worker/|gpu/|bench/|support/|integration/|client/torch/|client/install/torch_))/?", TORCH,
      "LibTorch stays in worker/, client/torch/ and in what tests them"),
     (r"worker/comm/(?!nccl_)", TORCH, "a communicator moves bytes, not tensors"),
     (r"worker/attention/", GRPC + LOGS + ("proto/", "ringserve/v1/", "worker/comm/grpc", "worker/comm/nccl"),

@@ -1,6 +1,7 @@
 // The conformance suite of Communicator: what every implementation must do, over ranks that are
 // threads (communicator_threads_test) or processes (communicator_processes_test). Each file of the
-// suite is a part of one fixture; an implementation is added in conformance.cc.
+// suite is a part of one fixture; an implementation is added in implementations.cc, or where its
+// program is (tests/gpu).
 #pragma once
 
 #include <functional>
@@ -20,6 +21,10 @@ using Bytes = std::vector<std::byte>;
 
 class CommunicatorTest : public ::testing::TestWithParam<Implementation> {
  protected:
+  void SetUp() override {
+    if (!GetParam().missing.empty()) GTEST_SKIP() << GetParam().missing;
+  }
+
   void Run(int ranks, const std::function<void(Rank&)>& body, const std::set<int>& doomed = {}) {
     RunRanks(RunAs::RANKS_RUN_AS, ranks, GetParam(), body, doomed);
   }
