@@ -6,6 +6,7 @@ the maintainers. Prints why test cases were skipped, and a line of sums. Exit st
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree
 
@@ -32,6 +33,15 @@ def program(reports, entry):
     return found
 
 
+def commit():
+    """Of the sources; empty where git does not say."""
+    asked = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def main(reports, out):
     reports = pathlib.Path(reports)
     try:
@@ -46,7 +56,8 @@ def main(reports, out):
         selftest = {"summary": {"passed": 0, "failed": 1, "skipped": 0}, "error": f"no report ({error})"}
     outcomes = [outcome.split(":")[0] for one in programs for outcome in one["cases"].values()]
     sums = {key: outcomes.count(key) for key in ("passed", "failed", "skipped")}
-    pathlib.Path(out).write_text(json.dumps({"tests": {"summary": sums, "programs": programs}, "selftest": selftest}, indent=1))
+    found = {"commit": commit(), "tests": {"summary": sums, "programs": programs}, "selftest": selftest}
+    pathlib.Path(out).write_text(json.dumps(found, indent=1))
 
     for reason in sorted({reason for one in programs for reason in SKIPPED.findall(one.get("output", ""))}):
         print(f"SKIPPED: {reason}")
