@@ -36,6 +36,8 @@ bool IsPrintable(const std::string& text) {
 
 }  // namespace
 
+std::string DeviceKind(const std::string& device) { return device.substr(0, device.find(':')); }
+
 absl::Status CheckHello(const v1::Hello& hello) {
   if (hello.protocol_version() != kProtocolVersion) {
     return absl::FailedPreconditionError(
@@ -45,7 +47,11 @@ absl::Status CheckHello(const v1::Hello& hello) {
   const std::pair<const char*, const std::string*> texts[] = {{"address", &hello.address()},
                                                               {"device", &hello.device()},
                                                               {"version", &hello.version()},
-                                                              {"libtorch", &hello.libtorch()}};
+                                                              {"libtorch", &hello.libtorch()},
+                                                              {"device_name", &hello.device_name()},
+                                                              {"driver", &hello.driver()},
+                                                              {"cuda", &hello.cuda()},
+                                                              {"nccl", &hello.nccl()}};
   for (const auto& [field, text] : texts) {
     if (text->size() > kLongestHelloText) {
       return Wrong(field, absl::StrCat(text->size(), " bytes long"),

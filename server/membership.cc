@@ -27,7 +27,8 @@ bool Membership::Epoch::Has(Id member) const {
 
 Membership::Actions Membership::Join(Id id, const v1::Hello& hello) {
   Actions actions;
-  const absl::Status status = CheckHello(hello);
+  absl::Status status = CheckHello(hello);
+  if (status.ok()) status = CheckKind(hello);
   if (!status.ok()) {
     actions.push_back(
         Note{true, absl::StrCat("refused address=", absl::CEscape(hello.address().substr(0, 64)),
@@ -74,7 +75,10 @@ Membership::Actions Membership::Receive(Id id, const v1::WorkerMessage& message)
     alive.set_alive(true);
     actions.push_back(Send{id, std::move(alive)});
   }
-  if (message.has_rendezvous()) Meet(*member, message.rendezvous(), actions);
+  if (message.has_rendezvous()) {
+    Meet(id, message.rendezvous(), actions);
+    if (Find(id) == nullptr) return actions;  // its token was wrong
+  }
   if (!message.epoch_ready().empty()) Ready(*member, message.epoch_ready(), actions);
   if (!message.epoch_broken().empty()) {
     const auto epoch = std::find_if(epochs_.begin(), epochs_.end(), [&](const Epoch& candidate) {
@@ -247,6 +251,20 @@ bool Membership::MayBind(const std::vector<std::string>& workers) const {
                      [&](const Epoch& epoch) { return Covers(epoch, workers); });
 }
 
+// Whoever joins anew from an address takes the place of who was there.
+absl::Status Membership::CheckKind(const v1::Hello& hello) const {
+  const std::string kind = DeviceKind(hello.device());
+  for (const Member& other : members_) {
+    if (other.hello.address() == hello.address()) continue;
+    const std::string theirs = DeviceKind(other.hello.device());
+    if (theirs == kind) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("hello.device is ", hello.device(), ": the group's workers are on ", theirs,
+                     " (", other.worker_id, "), and a group never mixes ", kind, " and ", theirs));
+  }
+  return absl::OkStatus();
+}
+
 Membership::Member* Membership::Find(Id id) {
   const auto found = std::find_if(members_.begin(), members_.end(),
                                   [&](const Member& member) { return member.id == id; });
@@ -343,13 +361,20 @@ void Membership::Ready(const Member& member, const std::string& id, Actions& act
       Note{false, absl::StrCat("ready epoch=", id, " members=", epoch->members.size())});
 }
 
-void Membership::Meet(const Member& member, const v1::Rendezvous& rendezvous, Actions& actions) {
+void Membership::Meet(Id id, const v1::Rendezvous& rendezvous, Actions& actions) {
   const auto epoch = std::find_if(epochs_.begin(), epochs_.end(), [&](const Epoch& candidate) {
     return candidate.id == rendezvous.epoch();
   });
+  if (epoch == epochs_.end() || epoch->ready() || epoch->met || epoch->members.front() != id) {
+    return;
+  }
   const size_t bytes = rendezvous.token().size();
-  if (epoch == epochs_.end() || epoch->ready() || epoch->met || bytes == 0 ||
-      bytes > kLargestToken || epoch->members.front() != member.id) {
+  if (bytes == 0 || bytes > kLargestToken) {  // nobody could build the epoch with it
+    Lose(id,
+         absl::InvalidArgumentError(absl::StrCat("rendezvous.token is ", bytes,
+                                                 " bytes long: must be 1 to ", kLargestToken)),
+         actions);
+    Renew("a worker was lost", actions);
     return;
   }
   epoch->met = true;

@@ -78,8 +78,9 @@ class Membership {
 
   explicit Membership(MembershipOptions options) : options_(std::move(options)) {}
 
-  // Ends the call with FAILED_PRECONDITION (protocol version) or INVALID_ARGUMENT (a field of
-  // `hello`), or welcomes the worker. An older membership of the same address is over.
+  // Ends the call with FAILED_PRECONDITION (protocol version; another kind of device than the
+  // members') or INVALID_ARGUMENT (a field of `hello`), or welcomes the worker. An older membership
+  // of the same address is over.
   Actions Join(Id member, const v1::Hello& hello);
 
   // Whatever comes from nobody, or concerns an epoch that is over, is ignored.
@@ -139,6 +140,7 @@ class Membership {
     bool Has(Id member) const;
   };
 
+  absl::Status CheckKind(const v1::Hello& hello) const;
   Member* Find(Id id);
   const Member* Find(const std::string& worker_id) const;
   std::vector<Id> Wanted() const;
@@ -149,7 +151,7 @@ class Membership {
   void Fence(const std::string& epoch, const std::string& reason, Actions& actions);
   void Break(const std::string& epoch, const std::string& reason, Actions& actions);
   void Ready(const Member& member, const std::string& epoch, Actions& actions);
-  void Meet(const Member& member, const v1::Rendezvous& rendezvous, Actions& actions);
+  void Meet(Id id, const v1::Rendezvous& rendezvous, Actions& actions);
   void Renew(const std::string& reason, Actions& actions);
 
   MembershipOptions options_;

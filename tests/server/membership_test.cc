@@ -28,6 +28,7 @@ namespace {
 
 using std::chrono::milliseconds;
 using test::MakeHello;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr Membership::Time kStart{};
@@ -98,6 +99,7 @@ class Play {
     }
     if (verb == "join") {
       v1::Hello hello = MakeHello(words[2]);
+      if (words.size() > 3) hello.set_device(words[3]);
       return Print(membership_.Join(Number(words[1]), hello));
     }
     if (verb == "ended") return Print(membership_.CallEnded(Number(words[1])));
@@ -203,7 +205,7 @@ TEST_P(Transcript, IsWhatComesOut) {
 
 INSTANTIATE_TEST_SUITE_P(Membership, Transcript,
                          ::testing::Values("join", "loss", "silence", "broken", "leaving",
-                                           "newcomer", "strangers", "recall", "rendezvous",
+                                           "newcomer", "strangers", "recall", "rendezvous", "kinds",
                                            "end_all"),
                          [](const auto& info) { return info.param; });
 
@@ -224,6 +226,21 @@ TEST(Membership, RefusesAnotherProtocolNamingBothVersions) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("version ", kProtocolVersion)));
 }
 
+TEST(Membership, RefusesAnotherKindOfDeviceNamingBoth) {
+  Membership membership(Options());
+  membership.Join(1, MakeHello("a:1"));
+  v1::Hello hello = MakeHello("b:1");
+  hello.set_device("cuda:0");
+  const Membership::Actions actions = membership.Join(2, hello);
+  const auto* end = std::get_if<Membership::End>(&actions.back());
+  ASSERT_NE(end, nullptr);
+  EXPECT_EQ(end->member, 2u);
+  EXPECT_EQ(end->status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(end->status.message()),
+              AllOf(HasSubstr("hello.device is cuda:0"), HasSubstr("on cpu (w1)")));
+  EXPECT_EQ(membership.members().size(), 1u);
+}
+
 TEST(Membership, RefusesAWrongHelloNamingTheField) {
   const std::pair<const char*, std::function<void(v1::Hello&)>> faults[] = {
       {"hello.address", [](v1::Hello& hello) { hello.clear_address(); }},
@@ -240,6 +257,10 @@ TEST(Membership, RefusesAWrongHelloNamingTheField) {
       {"hello.memory_bytes", [](v1::Hello& hello) { hello.set_memory_bytes(0); }},
       {"hello.version", [](v1::Hello& hello) { hello.set_version(std::string(257, 'v')); }},
       {"hello.libtorch", [](v1::Hello& hello) { hello.set_libtorch("\x01"); }},
+      {"hello.device_name", [](v1::Hello& hello) { hello.set_device_name("\n"); }},
+      {"hello.driver", [](v1::Hello& hello) { hello.set_driver(std::string(257, '5')); }},
+      {"hello.cuda", [](v1::Hello& hello) { hello.set_cuda("\x7f"); }},
+      {"hello.nccl", [](v1::Hello& hello) { hello.set_nccl("\t"); }},
   };
   for (const auto& [field, spoil] : faults) {
     v1::Hello hello = MakeHello("a:1");
