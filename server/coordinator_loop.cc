@@ -393,6 +393,10 @@ void Coordinator::Loop::Publish() {
     worker.set_version(member.hello.version());
     worker.set_pid(member.hello.pid());
     worker.set_libtorch(member.hello.libtorch());
+    worker.set_device_name(member.hello.device_name());
+    worker.set_driver(member.hello.driver());
+    worker.set_cuda(member.hello.cuda());
+    worker.set_nccl(member.hello.nccl());
     snapshot.heard.push_back(heard_.at(member.id));
   }
   cluster.set_queued_jobs(admission_.queued());

@@ -33,12 +33,20 @@ std::string WorkersText(const v1::GetClusterResponse& cluster, const std::string
   std::vector<std::vector<std::string>> rows = {{"WORKER", "ADDRESS", "DEVICE", "THREADS",
                                                  "RESERVED", "MEMORY", "SILENT", "JOB", "PID",
                                                  "VERSION", "LIBTORCH"}};
+  const bool gpus =
+      std::any_of(cluster.workers().begin(), cluster.workers().end(),
+                  [](const v1::Worker& worker) { return !worker.device_name().empty(); });
+  if (gpus) rows[0].insert(rows[0].end(), {"GPU", "DRIVER", "CUDA", "NCCL"});
   for (const v1::Worker& worker : cluster.workers()) {
     rows.push_back({worker.id(), worker.address(), worker.device(), absl::StrCat(worker.threads()),
                     BytesText(worker.reserved_bytes()), BytesText(worker.memory_bytes()),
                     SecondsText(worker.silent_seconds()),
                     worker.job() == 0 ? "idle" : absl::StrCat(worker.job()),
                     absl::StrCat(worker.pid()), worker.version(), worker.libtorch()});
+    if (gpus) {
+      rows.back().insert(rows.back().end(),
+                         {worker.device_name(), worker.driver(), worker.cuda(), worker.nccl()});
+    }
   }
   return TableText(rows);
 }

@@ -19,7 +19,11 @@ ordered_json StatusJson(const v1::GetClusterResponse& cluster) {
                                    {"job", worker.job()},
                                    {"pid", worker.pid()},
                                    {"version", worker.version()},
-                                   {"libtorch", worker.libtorch()}});
+                                   {"libtorch", worker.libtorch()},
+                                   {"device_name", worker.device_name()},
+                                   {"driver", worker.driver()},
+                                   {"cuda", worker.cuda()},
+                                   {"nccl", worker.nccl()}});
   }
   const v1::Limits& limits = cluster.limits();
   const v1::Measurements& measured = cluster.measurements();

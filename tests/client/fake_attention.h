@@ -47,6 +47,9 @@ class FakeAttention : private v1::Attention::Service {
   int calls() const { return calls_; }  // of either method
   int backward_calls() const { return backward_calls_; }
 
+  // What GetCluster answers from now on; before any call of it.
+  v1::GetClusterResponse cluster;
+
  private:
   grpc::Status Attend(grpc::ServerContext* context, Stream* stream) override {
     return script_(*stream, *context, ++calls_);
@@ -63,6 +66,7 @@ class FakeAttention : private v1::Attention::Service {
   }
   grpc::Status GetCluster(grpc::ServerContext*, const v1::GetClusterRequest*,
                           v1::GetClusterResponse* response) override {
+    *response = cluster;
     response->set_version("fake");
     return grpc::Status::OK;
   }

@@ -366,11 +366,31 @@ TEST_F(CoordinatorTest, DescribesTheCluster) {
   EXPECT_EQ(worker.version(), "1.2.3");
   EXPECT_EQ(worker.pid(), 4711);
   EXPECT_EQ(worker.libtorch(), "2.15.0");
+  EXPECT_EQ(worker.device_name(), "");
   EXPECT_EQ(worker.silent_seconds(), 0);
   PassInterval(1, [&] { second->Beat(); });
   cluster = coordinator_->Describe();
   EXPECT_DOUBLE_EQ(cluster.workers(0).silent_seconds(), 0.02);
   EXPECT_EQ(cluster.workers(1).silent_seconds(), 0);
+}
+
+TEST_F(CoordinatorTest, DescribesTheGpuOfAWorker) {
+  Begin();
+  v1::Hello hello = MakeHello("host:1");
+  hello.set_device("cuda:3");
+  hello.set_device_name("NVIDIA H200");
+  hello.set_driver("580.65.06");
+  hello.set_cuda("13.2");
+  hello.set_nccl("2.30.7");
+  auto member = std::make_shared<Member>(*coordinator_, true);
+  member->Joined(coordinator_->Join(hello, member));
+  ASSERT_TRUE(AwaitGroup(1));
+  const v1::Worker worker = coordinator_->Describe().workers(0);
+  EXPECT_EQ(worker.device(), "cuda:3");
+  EXPECT_EQ(worker.device_name(), "NVIDIA H200");
+  EXPECT_EQ(worker.driver(), "580.65.06");
+  EXPECT_EQ(worker.cuda(), "13.2");
+  EXPECT_EQ(worker.nccl(), "2.30.7");
 }
 
 TEST_F(CoordinatorTest, ServesWhileThereAreWorkers) {

@@ -107,6 +107,10 @@ class Worker:
     version: str
     pid: int
     libtorch: str
+    device_name: str  # such as "NVIDIA H200"; this and those below are empty on a CPU
+    driver: str
+    cuda: str
+    nccl: str
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ using test::RunResult;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 grpc::Status Nothing(FakeAttention::Stream&, grpc::ServerContext&, int) { return grpc::Status::OK; }
 
@@ -105,6 +106,31 @@ TEST_F(PlanStatus, StatusIsClearWhereThereAreNoWorkers) {
   EXPECT_EQ(json.exit, kExitOk) << json.err;
   EXPECT_EQ(json.Json()["version"], "fake");
   EXPECT_EQ(json.Json()["workers"], nlohmann::json::array());
+}
+
+TEST_F(PlanStatus, StatusShowsTheGpuOfEachWorkerWhereThereAreAny) {
+  v1::Worker& worker = *server_.cluster.add_workers();
+  worker.set_id("w1");
+  worker.set_device("cpu");
+  worker.set_libtorch("2.15.0");
+  EXPECT_THAT(Ringctl({"status"}).out,
+              AllOf(HasSubstr("LIBTORCH\n"), HasSubstr("2.15.0\n"), Not(HasSubstr("NCCL"))));
+  EXPECT_EQ(Ringctl({"status", "--json"}).Json()["workers"][0]["nccl"], "");
+  worker.set_device("cuda:0");
+  worker.set_memory_bytes(uint64_t{128} << 30);
+  worker.set_device_name("NVIDIA H200");
+  worker.set_driver("580.65.06");
+  worker.set_cuda("13.2");
+  worker.set_nccl("2.30.7");
+  EXPECT_THAT(Ringctl({"status"}).out,
+              AllOf(HasSubstr("LIBTORCH  GPU          DRIVER     CUDA  NCCL\n"),
+                    HasSubstr("2.15.0    NVIDIA H200  580.65.06  13.2  2.30.7\n"),
+                    HasSubstr("128 GiB"), HasSubstr("cuda:0")));
+  const nlohmann::json json = Ringctl({"status", "--json"}).Json()["workers"][0];
+  EXPECT_EQ(json["device_name"], "NVIDIA H200");
+  EXPECT_EQ(json["driver"], "580.65.06");
+  EXPECT_EQ(json["cuda"], "13.2");
+  EXPECT_EQ(json["nccl"], "2.30.7");
 }
 
 TEST_F(PlanStatus, BothSayThatThereIsNoServer) {
