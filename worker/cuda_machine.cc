@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <fstream>
+
 #include "worker/comm/nccl_calls.h"
 
 namespace ringserve {
@@ -20,10 +22,17 @@ CudaDevice Ask(int index, std::string& error) {
           .memory_bytes = properties.totalGlobalMem};
 }
 
+std::string DriverRelease() {
+  std::ifstream file("/sys/module/nvidia/version");
+  std::string release;
+  file >> release;
+  return release;
+}
+
 }  // namespace
 
 CudaMachine AskCuda() {
-  CudaMachine machine = {.built = true, .nccl = NcclVersion()};
+  CudaMachine machine = {.built = true, .release = DriverRelease(), .nccl = NcclVersion()};
   cudaRuntimeGetVersion(&machine.runtime);
   cudaDriverGetVersion(&machine.driver);
   int count = 0;

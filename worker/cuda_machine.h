@@ -18,6 +18,7 @@ struct CudaMachine {
   int runtime = 0;       // CUDA's version that it is built with, in CUDA's way: 13020 is 13.2
   int driver = 0;        // the newest that the driver serves; 0: there is no driver
   bool too_old = false;  // the driver, for the runtime
+  std::string release;   // of the driver, as "580.65.06"; empty: the system does not say
   std::string error;     // any other reason why the devices cannot be counted
   std::vector<CudaDevice> devices;
   std::string nccl;  // its version

@@ -12,16 +12,8 @@
 namespace ringserve {
 namespace {
 
-// The N of cuda:N.
-std::optional<int> IndexOf(absl::string_view device) {
-  int index = 0;
-  if (!absl::ConsumePrefix(&device, "cuda:") || device.empty() || device.size() > 4 ||
-      device.find_first_not_of("0123456789") != absl::string_view::npos ||
-      !absl::SimpleAtoi(device, &index)) {
-    return std::nullopt;
-  }
-  return index;
-}
+// Least compute capability: LibTorch's flash attention and its bf16 want it.
+constexpr int kLeastMajor = 8;
 
 std::string Version(int cuda) { return absl::StrCat(cuda / 1000, ".", cuda % 1000 / 10); }
 
@@ -47,29 +39,63 @@ std::string Describe(const CudaDevice& device) {
                          device.minor, static_cast<double>(device.memory_bytes) / (1 << 30));
 }
 
+// Why attention cannot be computed on it; empty: it can.
+std::string Shortcoming(const CudaDevice& device) {
+  if (device.major >= kLeastMajor) return "";
+  return absl::StrCat("too old: compute capability ", kLeastMajor, ".0 or newer is served");
+}
+
 }  // namespace
 
+std::optional<int> CudaIndex(const std::string& device) {
+  int index = 0;
+  absl::string_view number = device;
+  if (!absl::ConsumePrefix(&number, "cuda:") || number.empty() || number.size() > 4 ||
+      number.find_first_not_of("0123456789") != absl::string_view::npos ||
+      !absl::SimpleAtoi(number, &index)) {
+    return std::nullopt;
+  }
+  return index;
+}
+
 absl::Status CheckDevice(const std::string& asked) {
-  if (asked == "auto" || asked == "cpu" || IndexOf(asked).has_value()) return absl::OkStatus();
+  if (asked == "auto" || asked == "cpu" || CudaIndex(asked).has_value()) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--device is '", asked, "': must be auto, cpu or cuda:N"));
 }
 
 absl::StatusOr<std::string> ChooseDevice(const std::string& asked, const CudaMachine& machine) {
-  const std::optional<int> index = IndexOf(asked);
-  if (!index.has_value()) return "cpu";
+  if (asked == "cpu") return "cpu";
+  if (asked == "auto") {
+    const absl::StatusOr<std::string> gpu = ChooseDevice("cuda:0", machine);
+    return gpu.ok() ? *gpu : "cpu";
+  }
+  const int index = *CudaIndex(asked);
   const auto refuse = [&](const std::string& why) {
     return absl::FailedPreconditionError(absl::StrCat("--device ", asked, ": ", why));
   };
   const std::string none = NoDevice(machine);
   if (!none.empty()) return refuse(absl::StrCat("no CUDA device: ", none));
   const int count = static_cast<int>(machine.devices.size());
-  if (*index >= count) {
+  if (index >= count) {
     return refuse(absl::StrCat("this machine has ", count, " CUDA device", count == 1 ? "" : "s",
                                ", counted from 0"));
   }
-  return refuse(absl::StrCat(Describe(machine.devices[*index]),
-                             ": is there, but attention on GPUs is not served yet"));
+  const std::string shortcoming = Shortcoming(machine.devices[index]);
+  if (!shortcoming.empty()) {
+    return refuse(absl::StrCat(Describe(machine.devices[index]), ": ", shortcoming));
+  }
+  return absl::StrCat("cuda:", index);
+}
+
+GpuFacts FactsOf(const std::string& device, const CudaMachine& machine) {
+  const std::optional<int> index = CudaIndex(device);
+  if (!index.has_value()) return {};
+  return {.name = machine.devices[*index].name,
+          .driver = machine.release.empty() ? absl::StrCat("CUDA ", Version(machine.driver))
+                                            : machine.release,
+          .cuda = Version(machine.runtime),
+          .nccl = machine.nccl};
 }
 
 std::string ListDevices(int cpu_threads, const CudaMachine& machine) {
@@ -78,8 +104,10 @@ std::string ListDevices(int cpu_threads, const CudaMachine& machine) {
   const std::string none = NoDevice(machine);
   if (!none.empty()) absl::StrAppend(&list, "no CUDA device: ", none, "\n");
   for (size_t index = 0; index < machine.devices.size(); ++index) {
-    absl::StrAppendFormat(&list, "%-7s %s; not served yet\n", absl::StrCat("cuda:", index),
-                          Describe(machine.devices[index]));
+    const std::string shortcoming = Shortcoming(machine.devices[index]);
+    absl::StrAppendFormat(&list, "%-7s %s%s%s\n", absl::StrCat("cuda:", index),
+                          Describe(machine.devices[index]), shortcoming.empty() ? "" : "; ",
+                          shortcoming);
   }
   if (machine.built) {
     absl::StrAppend(&list, "built with CUDA ", Version(machine.runtime), " and NCCL ", machine.nccl,

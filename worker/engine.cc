@@ -6,7 +6,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <spdlog/spdlog.h>
 #include <torch/headeronly/version.h>
 
@@ -18,7 +21,8 @@
 namespace ringserve {
 
 struct Engine::Turn {
-  std::shared_ptr<RankJob> job;
+  std::shared_ptr<RankJob> job;  // until it is done
+  uint64_t job_id = 0;
   std::shared_ptr<Communicator> communicator;
   Done done;
   RingProgress progress;
@@ -55,6 +59,7 @@ void Engine::Run(std::shared_ptr<RankJob> job, std::shared_ptr<Communicator> com
                  Done done) {
   auto turn = std::make_shared<Turn>();
   turn->job = std::move(job);
+  turn->job_id = turn->job->assignment.plan.job;
   turn->communicator = std::move(communicator);
   turn->done = std::move(done);
   absl::MutexLock lock(&mu_);
@@ -81,7 +86,7 @@ v1::Heartbeat Engine::Progress() const {
   for (const PeerCounters& peer : turn->communicator->counters()) {
     progress += peer.bytes_sent + peer.bytes_received;
   }
-  heartbeat.set_job(turn->job->assignment.plan.job);
+  heartbeat.set_job(turn->job_id);
   heartbeat.set_progress(progress);
   heartbeat.set_computing(turn->progress.computing);
   return heartbeat;
@@ -90,6 +95,8 @@ v1::Heartbeat Engine::Progress() const {
 void Engine::Loop() {
   at::set_num_threads(options_.threads);
   c10::InferenceMode inference;
+  const c10::Device device(options_.device);
+  const c10::StreamGuard computing(c10::impl::VirtualGuardImpl(device.type()).getNewStream(device));
   while (const std::shared_ptr<Turn> turn = NextTurn()) Perform(*turn);
 }
 
@@ -100,7 +107,7 @@ std::shared_ptr<Engine::Turn> Engine::NextTurn() {
   absl::MutexLock lock(&mu_);
   if (!mu_.AwaitWithTimeout(absl::Condition(&something_to_do), kIdleBeforeTrim)) {
     mu_.Unlock();
-    malloc_trim(0);  // an idle worker holds no finished job's memory
+    GiveMemoryBack();
     mu_.Lock();
     mu_.Await(absl::Condition(&something_to_do));
   }
@@ -114,40 +121,77 @@ void Engine::Perform(Turn& turn) {
   const auto begin = std::chrono::steady_clock::now();
   RunResult result;
   RingStatistics statistics;
-  const RankAssignment& assignment = turn.job->assignment;
-  const RingOptions options = {.scale = Scale(assignment.spec),
-                               .lse_without_sinks = assignment.lse_without_sinks,
-                               .exchange_deadline = options_.exchange_deadline,
-                               .on_step = [&](int step) {
-                                 spdlog::debug("step={}/{} job={} request={} rank={}", step,
-                                               assignment.plan.steps.size(), assignment.plan.job,
-                                               assignment.request_id, assignment.plan.rank);
-                               }};
-  const ShardFormat format = MakeFormat(assignment.spec);
-  try {
-    if (assignment.pass.backward) {
-      result.status = RunRingBackward(
-          {assignment.plan, assignment.gradients_to, assignment.gradients_from}, format,
-          MakeBackwardTensors(turn.job), options, *turn.communicator, turn.progress, statistics);
-    } else {
-      result.status = RunRing(assignment.plan, format, MakeTensors(turn.job), options,
-                              *turn.communicator, turn.progress, statistics);
-    }
-  } catch (const std::exception& error) {
-    // The exchanges of this job may be half done: nobody can use this communicator any more.
-    result.status = absl::InternalError(error.what());
-    turn.communicator->Abort(result.status);
-  }
+  result.status = Compute(turn, statistics);
   if (!result.status.ok()) {
     result.communicator_ended = !turn.communicator->Finish(std::chrono::steady_clock::now()).ok();
   }
+  const absl::Status rest = ComeToRest(turn);
+  if (result.status.ok()) result.status = rest;
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
   result.statistics = ToProto(statistics, seconds.count());
   {
     absl::MutexLock lock(&mu_);
     running_ = nullptr;
+    turn.job = nullptr;  // whoever hears that it is done may give its memory to another
   }
   turn.done(result);
+}
+
+absl::Status Engine::Compute(Turn& turn, RingStatistics& statistics) {
+  const RankAssignment& assignment = turn.job->assignment;
+  const RingOptions options = {
+      .scale = Scale(assignment.spec),
+      .block = options_.block == nullptr ? &CpuBlock() : options_.block.get(),
+      .lse_without_sinks = assignment.lse_without_sinks,
+      .exchange_deadline = options_.exchange_deadline,
+      .on_step = [&](int step) {
+        spdlog::debug("step={}/{} job={} request={} rank={}", step, assignment.plan.steps.size(),
+                      assignment.plan.job, assignment.request_id, assignment.plan.rank);
+      }};
+  const ShardFormat format = MakeFormat(assignment.spec);
+  const c10::Device device(options_.device);
+  try {
+    if (assignment.pass.backward) {
+      return RunRingBackward({assignment.plan, assignment.gradients_to, assignment.gradients_from},
+                             format, MakeBackwardTensors(turn.job, device), options,
+                             *turn.communicator, turn.progress, statistics);
+    }
+    return RunRing(assignment.plan, format, MakeTensors(turn.job, device), options,
+                   *turn.communicator, turn.progress, statistics);
+  } catch (const std::exception& error) {
+    // The exchanges of this job may be half done: nobody can use this communicator any more.
+    const absl::Status status = absl::InternalError(error.what());
+    turn.communicator->Abort(status);
+    return status;
+  }
+}
+
+// Also after a failure: what was begun before it may still read and write the job's memory. As long
+// as that takes the device computes, for all that the coordinator is to know.
+absl::Status Engine::ComeToRest(Turn& turn) {
+  const c10::Device device(options_.device);
+  turn.progress.computing = true;
+  absl::Status status;
+  try {
+    c10::impl::VirtualGuardImpl(device.type()).getStream(device).synchronize();
+  } catch (const std::exception& error) {
+    status = absl::InternalError(error.what());
+    options_.device_lost(status);
+  }
+  turn.progress.computing = false;
+  return status;
+}
+
+// An idle worker holds no finished job's memory.
+void Engine::GiveMemoryBack() const {
+  malloc_trim(0);
+  const c10::DeviceType device = c10::Device(options_.device).type();
+  if (device == c10::kCPU) return;
+  try {
+    c10::getDeviceAllocator(device)->emptyCache();
+  } catch (const std::exception& error) {
+    options_.device_lost(absl::InternalError(error.what()));
+  }
 }
 
 const char* LibTorchVersion() { return TORCH_VERSION; }

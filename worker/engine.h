@@ -1,11 +1,13 @@
-// The engine: one thread that owns the device and does all arithmetic and every exchange. Jobs run
-// one at a time, in the order in which they were handed over. LibTorch's exceptions end here.
+// The engine: one thread that owns the device and does all arithmetic and every exchange, on a
+// stream of its own where the device has such. Jobs run one at a time, in the order in which they
+// were handed over. LibTorch's exceptions end here.
 #pragma once
 
 #include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
@@ -18,9 +20,17 @@
 
 namespace ringserve {
 
+class Block;
+struct RingStatistics;
+
 struct EngineOptions {
   int threads = 1;  // LibTorch's, the engine's own included
   std::chrono::milliseconds exchange_deadline{30'000};
+  std::string device = "cpu";          // as LibTorch names it; all jobs' tensors lie there
+  std::shared_ptr<const Block> block;  // of that device; null: the CPU's
+  // The device has failed for good: the process is to end. On the engine thread. Not empty where
+  // the device is not the CPU.
+  std::function<void(const absl::Status& why)> device_lost;
 };
 
 // OK; ABORTED: cancelled; INTERNAL: LibTorch threw; else why the communicator ended.
@@ -39,7 +49,8 @@ class Engine {
   // Finishes what was handed over: abort the communicators first to have it quick.
   ~Engine();
 
-  // `done` is called once, on the engine thread. job->assignment.plan.members is filled in.
+  // `done` is called once, on the engine thread; the job's memory is final then, for any thread and
+  // stream. job->assignment.plan.members is filled in.
   void Run(std::shared_ptr<RankJob> job, std::shared_ptr<Communicator> communicator, Done done);
 
   // The job, running or waiting, skips its arithmetic and performs every exchange. Nothing if it is
@@ -56,6 +67,9 @@ class Engine {
   void Loop();
   std::shared_ptr<Turn> NextTurn();
   void Perform(Turn& turn);
+  absl::Status Compute(Turn& turn, RingStatistics& statistics);
+  absl::Status ComeToRest(Turn& turn);
+  void GiveMemoryBack() const;
 
   const EngineOptions options_;
   mutable absl::Mutex mu_;

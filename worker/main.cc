@@ -1,4 +1,4 @@
-// ringserve-worker: options, which exchange, and how the process ends.
+// ringserve-worker: options, what it computes on and exchanges by, and how the process ends.
 #include <signal.h>
 
 #include <chrono>
@@ -15,11 +15,14 @@
 #include <spdlog/spdlog.h>
 
 #include "absl/status/status.h"
+#include "proto/machine.h"
 #include "proto/process.h"
 #include "proto/transport.h"
 #include "worker/comm/ring_service.h"
 #include "worker/cuda_machine.h"
+#include "worker/cuda_parts.h"
 #include "worker/device.h"
+#include "worker/host_memory.h"
 #include "worker/options.h"
 #include "worker/worker.h"
 
@@ -31,7 +34,8 @@ enum ExitCode : int {
   kExitFailure = 1,
   kExitUsage = 2,
   kExitUnfinished = 3,
-  kExitDevice = 4
+  kExitDevice = 4,
+  kExitDeviceLost = 5
 };
 
 // Beyond --drain-s: for the tile in work and for the calls, which have been told to end.
@@ -54,8 +58,9 @@ int Fail(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailure;
 }
 
-int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t& signals) {
-  absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options, exchange);
+int Serve(const WorkerOptions& options, const Computing& computing, const Exchange& exchange,
+          const sigset_t& signals) {
+  absl::StatusOr<std::unique_ptr<Worker>> worker = Worker::Start(options, computing, exchange);
   if (!worker.ok()) return Fail(worker.status());
   std::printf("listening %s\n", (*worker)->listen_address().c_str());
   std::fflush(stdout);
@@ -75,32 +80,64 @@ int Serve(const WorkerOptions& options, const Exchange& exchange, const sigset_t
   return farewell.ok() ? kExitOk : kExitUnfinished;
 }
 
-int Main(int argc, char** argv) {
-  LetIdleThreadsSleep(argv);
-  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go away
-  ProcessOptions options;
-  const std::optional<int> exit = ParseOptions(argc, argv, options);
-  if (exit.has_value()) return *exit;
-  const absl::StatusOr<std::string> device = ChooseDevice(options.worker.device, AskCuda());
-  if (!device.ok()) {
-    Fail(device.status());
-    return kExitDevice;
-  }
-  options.worker.device = *device;
-  const absl::Status status = options.die_with_parent ? DieWithParent() : absl::OkStatus();
-  if (!status.ok()) return Fail(status);
-  StartLog(options.log);
-  RaiseFileLimit();
-  const sigset_t signals = HoldEndSignals();
+int ServeOnCpu(WorkerOptions options, const sigset_t& signals) {
+  if (options.memory_bytes == 0) options.memory_bytes = AvailableMemoryBytes() / 2;
   grpc_init();  // for good: gRPC's own end may wait seconds for a connection that is no more
-  const absl::StatusOr<std::unique_ptr<RingService>> ring = RingService::Make(options.worker.tls);
+  const absl::StatusOr<std::unique_ptr<RingService>> ring = RingService::Make(options.tls);
   if (!ring.ok()) return Fail(ring.status());
   const Exchange exchange = {.service = ring->get(),
                              .build = [&](const v1::Epoch& epoch, const EpochLine& line) {
                                line.built(absl::OkStatus());  // peers are dialled when needed
                                return (*ring)->Build(epoch);
                              }};
-  return Serve(options.worker, exchange, signals);
+  return Serve(options, {.memory = std::make_shared<HostMemory>()}, exchange, signals);
+}
+
+// What a GPU may still touch can be neither given back nor used again: nothing is tidied up.
+void EndWithoutDevice(const absl::Status& why) {
+  spdlog::error("device_lost exit={} reason={}", static_cast<int>(kExitDeviceLost), why.ToString());
+  spdlog::default_logger()->flush();
+  std::_Exit(kExitDeviceLost);
+}
+
+int ServeOnGpu(int device, WorkerOptions options, const sigset_t& signals) {
+  const absl::StatusOr<CudaParts> parts = MakeCudaParts(device, EndWithoutDevice);
+  if (!parts.ok()) {
+    Fail(parts.status());
+    return kExitDevice;
+  }
+  if (options.memory_bytes == 0) options.memory_bytes = parts->free_bytes / 2;
+  grpc_init();  // see above
+  const Exchange exchange = {.build = [&](const v1::Epoch& epoch, const EpochLine& line) {
+    return parts->exchange->Build(epoch, line);
+  }};
+  return Serve(options,
+               {.memory = parts->memory, .block = parts->block, .device_lost = EndWithoutDevice},
+               exchange, signals);
+}
+
+int Main(int argc, char** argv) {
+  LetIdleThreadsSleep(argv);
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the log may go away
+  ProcessOptions options;
+  const std::optional<int> exit = ParseOptions(argc, argv, options);
+  if (exit.has_value()) return *exit;
+  WorkerOptions& worker = options.worker;
+  const CudaMachine machine = worker.device == "cpu" ? CudaMachine() : AskCuda();
+  const absl::StatusOr<std::string> device = ChooseDevice(worker.device, machine);
+  if (!device.ok()) {
+    Fail(device.status());
+    return kExitDevice;
+  }
+  worker.device = *device;
+  worker.gpu = FactsOf(*device, machine);
+  const absl::Status status = options.die_with_parent ? DieWithParent() : absl::OkStatus();
+  if (!status.ok()) return Fail(status);
+  StartLog(options.log);
+  RaiseFileLimit();
+  const sigset_t signals = HoldEndSignals();
+  const std::optional<int> gpu = CudaIndex(*device);
+  return gpu.has_value() ? ServeOnGpu(*gpu, worker, signals) : ServeOnCpu(worker, signals);
 }
 
 }  // namespace

@@ -26,13 +26,14 @@ constexpr char kFooter[] =
     "this machine; 2 an option or a file it names is wrong; 3 left, but jobs were unfinished\n"
     "(--drain-s); 4 the device of --device cannot be served here: its driver is missing or too "
     "old,\n"
-    "say; 128 + the signal's number at a second signal, which ends it at once.";
+    "say; 5 the GPU failed or hangs: the process ended at once, and may be started anew; 128 + "
+    "the\n"
+    "signal's number at a second signal, which ends it at once.";
 
 void SetDefaults(WorkerOptions& worker) {
   worker.coordinator = "127.0.0.1:7070";
   worker.device = "auto";
   worker.threads = std::min(AvailableThreads(), kMaxThreads);
-  worker.memory_bytes = AvailableMemoryBytes() / 2;
   worker.version = RINGSERVE_VERSION;
 }
 
@@ -52,7 +53,7 @@ void AddRoads(OptionTable& table, WorkerOptions& worker) {
 
 void AddShare(OptionTable& table, WorkerOptions& worker) {
   table.Text("device", "NAME", worker.device,
-             "cpu, cuda:N, or auto: the best that is served; see --list-devices");
+             "cpu, cuda:N, or auto: cuda:0 where that can be served, else cpu; see --list-devices");
   table
       .Whole("threads", 1, kMaxThreads, worker.threads,
              "Threads of the arithmetic; default: as many as this process may run at a time (its "
@@ -61,7 +62,7 @@ void AddShare(OptionTable& table, WorkerOptions& worker) {
   table
       .Size("memory-bytes", 1, kMaxWorkerMemoryBytes, worker.memory_bytes,
             "What jobs may take together; default: half of what is available to this process (its "
-            "cgroup's limit counts)")
+            "cgroup's limit counts), or of the GPU's free memory")
       .shown = "half";
   table.Time<milliseconds>("exchange-deadline-ms", 1, kDayMs, worker.exchange_deadline,
                            "How long one step may wait for another worker, beyond the time that "

@@ -17,6 +17,7 @@ struct ProcessOptions {
 };
 
 // Fills `options`, see OptionTable::Parse; the device is what was asked for: ChooseDevice is next.
+// memory_bytes is 0 where nothing was asked for: the default depends on the device.
 std::optional<int> ParseOptions(int argc, const char* const* argv, ProcessOptions& options);
 
 }  // namespace ringserve

@@ -7,13 +7,13 @@
 
 namespace ringserve {
 
-absl::Status RankJob::Allocate() {
+absl::Status RankJob::Allocate(TensorMemory& memory) {
   for (const v1::TensorId tensor : assignment.Held()) {
     uint64_t bytes = assignment.BytesOf(tensor);
     // K's bytes, then V's.
     if (tensor == v1::TENSOR_ID_V || tensor == v1::TENSOR_ID_D_V) continue;
     if (IsOfKeys(tensor)) bytes += assignment.v_bytes;
-    absl::StatusOr<HostBuffer> allocated = HostBuffer::Allocate(bytes);
+    absl::StatusOr<TensorBuffer> allocated = memory.Allocate(bytes);
     if (!allocated.ok()) return allocated.status();
     *BufferOf(tensor) = *std::move(allocated);
   }
@@ -22,10 +22,10 @@ absl::Status RankJob::Allocate() {
 
 std::byte* RankJob::Data(v1::TensorId tensor) const {
   const bool values = tensor == v1::TENSOR_ID_V || tensor == v1::TENSOR_ID_D_V;
-  return BufferOf(tensor)->data() + (values ? assignment.k_bytes : 0);
+  return BufferOf(tensor)->data + (values ? assignment.k_bytes : 0);
 }
 
-const HostBuffer* RankJob::BufferOf(v1::TensorId tensor) const {
+const TensorBuffer* RankJob::BufferOf(v1::TensorId tensor) const {
   switch (tensor) {
     case v1::TENSOR_ID_Q:
       return &q;
@@ -59,8 +59,8 @@ const HostBuffer* RankJob::BufferOf(v1::TensorId tensor) const {
   }
 }
 
-HostBuffer* RankJob::BufferOf(v1::TensorId tensor) {
-  return const_cast<HostBuffer*>(std::as_const(*this).BufferOf(tensor));
+TensorBuffer* RankJob::BufferOf(v1::TensorId tensor) {
+  return const_cast<TensorBuffer*>(std::as_const(*this).BufferOf(tensor));
 }
 
 }  // namespace ringserve

@@ -9,10 +9,11 @@
 
 namespace ringserve {
 
-// Views of the job's memory, which is allocated; each keeps the job alive. Throws what LibTorch
-// throws.
-RankTensors MakeTensors(const std::shared_ptr<RankJob>& job);
-BackwardTensors MakeBackwardTensors(const std::shared_ptr<RankJob>& job);
+// Views of the job's memory, which is allocated and of `device`; each keeps the job alive. Throws
+// what LibTorch throws.
+RankTensors MakeTensors(const std::shared_ptr<RankJob>& job, at::Device device = at::kCPU);
+BackwardTensors MakeBackwardTensors(const std::shared_ptr<RankJob>& job,
+                                    at::Device device = at::kCPU);
 
 ShardFormat MakeFormat(const v1::AttentionSpec& spec);
 

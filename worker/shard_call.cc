@@ -155,13 +155,16 @@ absl::Status ShardCall::TakeChunksLocked() {
   const absl::StatusOr<std::vector<DataChunk>> chunks = ParseChunks(incoming_);
   incoming_.Clear();
   if (!chunks.ok()) return chunks.status();
+  std::vector<PlacedChunk> placed;
   for (const DataChunk& chunk : *chunks) {
     absl::Status status = input_.Accept(chunk.tensor, chunk.offset, chunk.size);
     if (!status.ok()) return status;
-    chunk.CopyTo(job_->Data(chunk.tensor) + chunk.offset);
+    placed.push_back({&chunk, job_->Data(chunk.tensor) + chunk.offset});
   }
-  if (input_.complete()) UploadedLocked();
-  return absl::OkStatus();
+  unsettled_ = true;
+  absl::Status status = service_.resources_.memory.Write(placed, job_);
+  if (!status.ok()) return status;
+  return input_.complete() ? UploadedLocked() : absl::OkStatus();
 }
 
 absl::Status ShardCall::TakeStartLocked(const v1::Start& start) {
@@ -204,14 +207,16 @@ void ShardCall::Reserved(const absl::Status& status, MemoryLedger::Reservation r
   absl::MutexLock lock(&mu_);
   if (state_ != State::kReserving) return;
   absl::Status allocated = status;
-  if (allocated.ok()) allocated = job_->Allocate();
+  if (allocated.ok()) allocated = job_->Allocate(service_.resources_.memory);
+  if (allocated.ok()) {
+    reservation_ = std::move(reservation);
+    EnterLocked(State::kUploading);
+    if (input_.complete()) allocated = UploadedLocked();
+  }
   if (!allocated.ok()) {
     EndLocked(allocated);
     return;
   }
-  reservation_ = std::move(reservation);
-  EnterLocked(State::kUploading);
-  if (input_.complete()) UploadedLocked();
   StartRead(&incoming_);
 }
 
@@ -246,10 +251,14 @@ void ShardCall::Computed(const RunResult& result) {
   if (!broken_epoch.empty()) service_.resources_.epoch_broken(broken_epoch, result.status);
 }
 
-void ShardCall::UploadedLocked() {
+absl::Status ShardCall::UploadedLocked() {
+  absl::Status status = service_.resources_.memory.Settle();
+  if (!status.ok()) return status;
+  unsettled_ = false;
   EnterLocked(State::kReady);
   ready_due_ = true;
   if (!writing_) WriteLocked();
+  return absl::OkStatus();
 }
 
 void ShardCall::WriteLocked() {
@@ -259,7 +268,10 @@ void ShardCall::WriteLocked() {
     outgoing_ = EncodeProto(response);
   } else if (state_ != State::kDownloading) {
     return;
-  } else if (!NextChunkLocked()) {
+  } else if (const absl::StatusOr<bool> more = NextChunkLocked(); !more.ok()) {
+    EndLocked(more.status());
+    return;
+  } else if (!*more) {
     v1::ShardResponse response;
     *response.mutable_done() = std::move(statistics_);
     outgoing_ = EncodeProto(response);
@@ -275,23 +287,39 @@ void ShardCall::WriteLocked() {
   StartWrite(&outgoing_);
 }
 
-bool ShardCall::NextChunkLocked() {
+absl::StatusOr<bool> ShardCall::NextChunkLocked() {
+  absl::Status status = absl::OkStatus();
+  if (fetch_ == nullptr) status = FetchLocked();  // the first
+  if (!status.ok()) return status;
+  if (fetch_ == nullptr) return false;
+  const std::unique_ptr<TensorMemory::Fetch> fetch = std::move(fetch_);
+  const v1::TensorId tensor = fetched_tensor_;
+  const uint64_t offset = fetched_offset_;
+  status = FetchLocked();
+  if (!status.ok()) return status;
+  const absl::StatusOr<DataChunk> chunk = fetch->Take(tensor, offset);
+  if (!chunk.ok()) return chunk.status();
+  outgoing_ = EncodeChunks({&*chunk, 1});
+  return true;
+}
+
+absl::Status ShardCall::FetchLocked() {
   const RankAssignment& assignment = job_->assignment;
   while (next_result_ < results_.size() &&
          next_offset_ == assignment.BytesOf(results_[next_result_])) {
     ++next_result_;
     next_offset_ = 0;
   }
-  if (next_result_ == results_.size()) return false;
-  const v1::TensorId tensor = results_[next_result_];
-  const uint64_t size = std::min(assignment.BytesOf(tensor) - next_offset_, kChunkBytes);
-  const DataChunk chunk = BorrowedChunk(
-      tensor, next_offset_, job_->Data(tensor) + next_offset_, size,
-      [](void* owner) { delete static_cast<std::shared_ptr<RankJob>*>(owner); },
-      new std::shared_ptr<RankJob>(job_));
-  outgoing_ = EncodeChunks({&chunk, 1});
+  if (next_result_ == results_.size()) return absl::OkStatus();
+  fetched_tensor_ = results_[next_result_];
+  fetched_offset_ = next_offset_;
+  const uint64_t size = std::min(assignment.BytesOf(fetched_tensor_) - next_offset_, kChunkBytes);
+  absl::StatusOr<std::unique_ptr<TensorMemory::Fetch>> fetch =
+      service_.resources_.memory.Begin(job_->Data(fetched_tensor_) + next_offset_, size, job_);
+  if (!fetch.ok()) return fetch.status();
+  fetch_ = *std::move(fetch);
   next_offset_ += size;
-  return true;
+  return absl::OkStatus();
 }
 
 void ShardCall::EndLocked(const absl::Status& status) {
@@ -306,7 +334,11 @@ void ShardCall::EndLocked(const absl::Status& status) {
   if (!writing_) Finish(ToGrpc(outcome_));
 }
 
+// A device's copies keep the job's memory: they are waited for, before another job may find the
+// bytes taken. If they never end, neither does it.
 void ShardCall::ReleaseLocked() {
+  fetch_.reset();
+  if (std::exchange(unsettled_, false)) service_.resources_.memory.Settle().IgnoreError();
   job_.reset();
   reservation_.Release();
   context_->AddTrailingMetadata(kReleasedKey, "1");

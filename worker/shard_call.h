@@ -1,5 +1,6 @@
-// One Shard.Run call, from assignment to the last row. gRPC's threads copy chunks straight into the
-// shard and frame the rows for the way out; the arithmetic is the engine's.
+// One Shard.Run call, from assignment to the last row. gRPC's threads hand chunks to the shard's
+// memory and frame the rows for the way out, and wait there for a device's copies, if that is where
+// it is; the arithmetic is the engine's.
 //
 //   assignment -> reserving -> uploading -> ready -> running -> downloading -> ended
 //
@@ -67,13 +68,14 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   void Reserved(const absl::Status& status, MemoryLedger::Reservation reservation);
   void Computed(const RunResult& result);
 
-  void UploadedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status UploadedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WriteLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EnterLocked(State state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLocked(const absl::Status& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReleaseLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool NextChunkLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<bool> NextChunkLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status FetchLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   ShardService& service_;
   grpc::CallbackServerContext* const context_;
@@ -84,6 +86,8 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   grpc::ByteBuffer incoming_ ABSL_GUARDED_BY(mu_);  // gRPC's while a read is under way
   std::shared_ptr<RankJob> job_ ABSL_GUARDED_BY(mu_);
   ChunkSequence input_ ABSL_GUARDED_BY(mu_);
+  bool unsettled_ ABSL_GUARDED_BY(mu_) =
+      false;  // something may still be written to the job's memory
   MemoryLedger::Reservation reservation_ ABSL_GUARDED_BY(mu_);
   std::string epoch_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> dropped_
@@ -93,8 +97,12 @@ class ShardCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuf
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool ready_due_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<v1::TensorId> results_ ABSL_GUARDED_BY(mu_);
-  size_t next_result_ ABSL_GUARDED_BY(mu_) = 0;  // where the next chunk begins
+  size_t next_result_ ABSL_GUARDED_BY(mu_) = 0;  // where the next chunk to be fetched begins
   uint64_t next_offset_ ABSL_GUARDED_BY(mu_) = 0;
+  // The chunk that is sent next, on its way while the one before is sent; null: there is none.
+  std::unique_ptr<TensorMemory::Fetch> fetch_ ABSL_GUARDED_BY(mu_);
+  v1::TensorId fetched_tensor_ ABSL_GUARDED_BY(mu_) = v1::TENSOR_ID_UNSPECIFIED;
+  uint64_t fetched_offset_ ABSL_GUARDED_BY(mu_) = 0;
   v1::RankStatistics statistics_ ABSL_GUARDED_BY(mu_);
   absl::Status outcome_ ABSL_GUARDED_BY(mu_);  // in kEnded, sent when the last write is over
 };

@@ -17,6 +17,7 @@
 #include "worker/engine.h"
 #include "worker/memory_ledger.h"
 #include "worker/seats.h"
+#include "worker/tensor_memory.h"
 
 namespace ringserve {
 
@@ -25,6 +26,7 @@ class ShardCall;
 // What every call works with; all of it outlives the server.
 struct ShardResources {
   Engine& engine;
+  TensorMemory& memory;
   Seats& seats;
   std::shared_ptr<MemoryLedger> ledger;
   TlsFiles tls;

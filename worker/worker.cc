@@ -42,18 +42,24 @@ v1::Hello MakeHello(const WorkerOptions& options, const std::string& address) {
   hello.set_version(options.version);
   hello.set_pid(getpid());
   hello.set_libtorch(LibTorchVersion());
+  hello.set_device_name(options.gpu.name);
+  hello.set_driver(options.gpu.driver);
+  hello.set_cuda(options.gpu.cuda);
+  hello.set_nccl(options.gpu.nccl);
   return hello;
 }
 
 class RunningWorker : public Worker {
  public:
-  RunningWorker(const WorkerOptions& options, Exchange exchange)
+  RunningWorker(const WorkerOptions& options, Computing computing, Exchange exchange)
       : exchange_service_(exchange.service),
+        memory_(std::move(computing.memory)),
         seats_(std::move(exchange.build)),
         ledger_(MemoryLedger::Make(options.memory_bytes, kReservationPatience)),
         metrics_(options.version),
         shards_(
             {.engine = engine_,
+             .memory = *memory_,
              .seats = seats_,
              .ledger = ledger_,
              .tls = options.tls,
@@ -63,7 +69,11 @@ class RunningWorker : public Worker {
                  [this](const RunResult& result) {
                    metrics_.Ran(result.status, result.statistics);
                  }}),
-        engine_({.threads = options.threads, .exchange_deadline = options.exchange_deadline}) {}
+        engine_({.threads = options.threads,
+                 .exchange_deadline = options.exchange_deadline,
+                 .device = options.device,
+                 .block = std::move(computing.block),
+                 .device_lost = std::move(computing.device_lost)}) {}
 
   // The membership first, and with it the communicators and calls: nothing may hold the server up.
   ~RunningWorker() override {
@@ -151,6 +161,7 @@ class RunningWorker : public Worker {
   }
 
   grpc::Service* const exchange_service_;
+  const std::shared_ptr<TensorMemory> memory_;
   std::string listen_address_;
   Seats seats_;
   std::unique_ptr<JoinClient> join_;
@@ -178,10 +189,6 @@ absl::Status CheckOptions(const WorkerOptions& options) {
         "--tls-ca is missing: under TLS a worker serves only clients whose certificates it can "
         "verify");
   }
-  if (options.memory_bytes == 0) {
-    return absl::InvalidArgumentError(
-        "--memory-bytes is 0: must be positive (the system does not say how much is available)");
-  }
   const bool anywhere =
       absl::StartsWith(options.listen, "0.0.0.0:") || absl::StartsWith(options.listen, "[::]:");
   if (anywhere && options.advertise.empty()) {
@@ -192,14 +199,18 @@ absl::Status CheckOptions(const WorkerOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(const WorkerOptions& options,
-                                                      Exchange exchange) {
+                                                      Computing computing, Exchange exchange) {
   absl::Status status = CheckOptions(options);
   if (!status.ok()) return status;
+  if (options.memory_bytes == 0) {
+    return absl::InvalidArgumentError(
+        "--memory-bytes is 0: must be positive (the system does not say how much is available)");
+  }
   const auto server_credentials = MakeServerCredentials(options.tls);
   if (!server_credentials.ok()) return server_credentials.status();
   const auto channel_credentials = MakeChannelCredentials(options.tls);
   if (!channel_credentials.ok()) return channel_credentials.status();
-  auto worker = std::make_unique<RunningWorker>(options, std::move(exchange));
+  auto worker = std::make_unique<RunningWorker>(options, std::move(computing), std::move(exchange));
   if (!options.health_listen.empty()) status = worker->ListenForProbes(options.health_listen);
   if (status.ok() && !options.metrics_listen.empty()) {
     status = worker->ListenForScrapes(options.metrics_listen);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -12,7 +13,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/transport.h"
+#include "worker/device.h"
 #include "worker/seats.h"
+#include "worker/tensor_memory.h"
 
 namespace ringserve {
 
@@ -20,8 +23,9 @@ struct WorkerOptions {
   std::string coordinator;                    // HOST:PORT or unix:PATH
   std::string listen = "127.0.0.1:0";         // for the coordinator and other workers
   std::string health_listen, metrics_listen;  // empty: no such listener
-  std::string advertise;  // where they reach it; empty: the bound listen address
-  std::string device = "cpu";
+  std::string advertise;       // where they reach it; empty: the bound listen address
+  std::string device = "cpu";  // as LibTorch names it: cpu or cuda:N
+  GpuFacts gpu;
   int threads = 1;            // of LibTorch
   uint64_t memory_bytes = 0;  // what jobs may take, > 0
   std::chrono::milliseconds exchange_deadline{30'000};
@@ -40,12 +44,22 @@ struct Exchange {
   Seats::Build build;
 };
 
+class Block;
+
+// What this worker computes on: main.cc chooses, by options.device.
+struct Computing {
+  std::shared_ptr<TensorMemory> memory;
+  // As those of EngineOptions.
+  std::shared_ptr<const Block> block;
+  std::function<void(const absl::Status& why)> device_lost;
+};
+
 class Worker {
  public:
   // Listens, then begins to join: a coordinator that is not there yet is waited for.
   // INVALID_ARGUMENT: an option is wrong, or a TLS file. UNAVAILABLE: cannot listen.
   static absl::StatusOr<std::unique_ptr<Worker>> Start(const WorkerOptions& options,
-                                                       Exchange exchange);
+                                                       Computing computing, Exchange exchange);
 
   // Ends everything at once: unfinished jobs fail. Waits for the end of the tile in work.
   virtual ~Worker() = default;

@@ -1,5 +1,6 @@
 #include "tests/worker/fake_cluster.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -133,8 +134,10 @@ absl::Status RankCall::Finish() {
 FakeCluster::FakeCluster(int workers, std::vector<std::string> flags) {
   flags.insert(flags.end(), {"--coordinator", coordinator_.address(), "--threads", "1",
                              "--log-level", "debug", "--die-with-parent"});
+  const char* other = std::getenv("RINGSERVE_TEST_WORKER");
   for (int i = 0; i < workers; ++i) {
-    workers_.push_back(spawner_.Start(Binary("ringserve-worker"), flags));
+    workers_.push_back(
+        spawner_.Start(Binary(other == nullptr ? "ringserve-worker" : other), flags));
     if (!coordinator_.AwaitJoins(i + 1)) {
       throw std::runtime_error(absl::StrCat("no worker joined:\n", workers_[i]->log()));
     }

@@ -59,7 +59,8 @@ class RankCall {
 
 class FakeCluster {
  public:
-  // Starts them and waits until all have joined epoch "e1", each at its index.
+  // Starts them and waits until all have joined epoch "e1", each at its index. Another program than
+  // ringserve-worker where the environment's RINGSERVE_TEST_WORKER says so.
   explicit FakeCluster(int workers, std::vector<std::string> flags = {});
 
   FakeCoordinator& coordinator() { return coordinator_; }

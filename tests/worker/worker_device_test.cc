@@ -7,18 +7,19 @@
 namespace ringserve {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 CudaMachine MachineWith(std::vector<CudaDevice> devices) {
   return {.built = true,
           .runtime = 13020,
           .driver = 13030,
+          .release = "580.65.06",
           .devices = std::move(devices),
           .nccl = "2.30.7"};
 }
 
 const CudaDevice kCard = {"NVIDIA H200", 9, 0, 150'000'000'000};
+const CudaDevice kOldCard = {"Tesla T4", 7, 5, 16'000'000'000};
 
 std::string WhyNot(const std::string& asked, const CudaMachine& machine) {
   const absl::StatusOr<std::string> chosen = ChooseDevice(asked, machine);
@@ -37,11 +38,37 @@ TEST(Device, OnlyKnownNamesPassTheCheck) {
   }
 }
 
-TEST(Device, WithoutAWishItIsTheCpu) {
-  for (const CudaMachine& machine : {CudaMachine{}, MachineWith({}), MachineWith({kCard})}) {
+TEST(Device, WithoutAWishItIsTheFirstGpuWhereThatCanBeServedElseTheCpu) {
+  for (const CudaMachine& machine :
+       {CudaMachine{}, MachineWith({}), MachineWith({kOldCard, kCard})}) {
     EXPECT_EQ(*ChooseDevice("auto", machine), "cpu");
+  }
+  CudaMachine broken = MachineWith({kCard});
+  broken.error = "system not yet initialized";
+  EXPECT_EQ(*ChooseDevice("auto", broken), "cpu");
+  EXPECT_EQ(*ChooseDevice("auto", MachineWith({kCard, kOldCard})), "cuda:0");
+}
+
+TEST(Device, TheOneAskedForIsUsedWhereItCanBeServed) {
+  for (const CudaMachine& machine : {CudaMachine{}, MachineWith({}), MachineWith({kCard})}) {
     EXPECT_EQ(*ChooseDevice("cpu", machine), "cpu");
   }
+  EXPECT_EQ(*ChooseDevice("cuda:0", MachineWith({kCard})), "cuda:0");
+  EXPECT_EQ(*ChooseDevice("cuda:1", MachineWith({kOldCard, kCard})), "cuda:1");
+  EXPECT_EQ(*ChooseDevice("cuda:00", MachineWith({kCard})), "cuda:0");
+}
+
+TEST(Device, OthersAreToldWhatAGpuIsAndItsVersions) {
+  const GpuFacts facts = FactsOf("cuda:1", MachineWith({kOldCard, kCard}));
+  EXPECT_EQ(facts.name, "NVIDIA H200");
+  EXPECT_EQ(facts.driver, "580.65.06");
+  EXPECT_EQ(facts.cuda, "13.2");
+  EXPECT_EQ(facts.nccl, "2.30.7");
+  CudaMachine reticent = MachineWith({kCard});
+  reticent.release = "";
+  EXPECT_EQ(FactsOf("cuda:0", reticent).driver, "CUDA 13.3");
+  const GpuFacts none = FactsOf("cpu", MachineWith({kCard}));
+  EXPECT_EQ(none.name + none.driver + none.cuda + none.nccl, "");
 }
 
 TEST(Device, AGpuThatCannotBeServedIsRefusedWithWhatIsMissing) {
@@ -68,10 +95,10 @@ TEST(Device, AGpuThatIsNotThereIsRefusedWithHowManyAre) {
             "--device cuda:7: this machine has 2 CUDA devices, counted from 0");
 }
 
-TEST(Device, AGpuThatIsThereIsRefusedAsNotServedYet) {
-  EXPECT_THAT(WhyNot("cuda:0", MachineWith({kCard})),
-              AllOf(HasSubstr("NVIDIA H200, compute capability 9.0, 139.7 GiB"),
-                    HasSubstr("not served yet")));
+TEST(Device, AGpuThatIsTooOldIsRefusedWithWhatIsServed) {
+  EXPECT_EQ(WhyNot("cuda:0", MachineWith({kOldCard})),
+            "--device cuda:0: Tesla T4, compute capability 7.5, 14.9 GiB: too old: compute "
+            "capability 8.0 or newer is served");
 }
 
 TEST(Device, TheListHasALineForEach) {
@@ -82,10 +109,11 @@ TEST(Device, TheListHasALineForEach) {
             "cpu     1 thread\n"
             "no CUDA device: the NVIDIA driver sees none\n"
             "built with CUDA 13.2 and NCCL 2.30.7\n");
-  EXPECT_EQ(ListDevices(16, MachineWith({kCard, kCard})),
+  EXPECT_EQ(ListDevices(16, MachineWith({kCard, kOldCard})),
             "cpu     16 threads\n"
-            "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n"
-            "cuda:1  NVIDIA H200, compute capability 9.0, 139.7 GiB; not served yet\n"
+            "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB\n"
+            "cuda:1  Tesla T4, compute capability 7.5, 14.9 GiB; too old: compute capability 8.0 "
+            "or newer is served\n"
             "built with CUDA 13.2 and NCCL 2.30.7\n");
 }
 

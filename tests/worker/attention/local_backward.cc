@@ -84,8 +84,7 @@ BackwardOutcome RunLocallyBackward(const Plan& forward, const Inputs& inputs,
   outcome.d_q = Gather(plan, v1::TENSOR_ID_D_Q, jobs);
   outcome.d_k = Gather(plan, v1::TENSOR_ID_D_K, jobs);
   outcome.d_v = Gather(plan, v1::TENSOR_ID_D_V, jobs);
-  outcome.d_sinks.assign(jobs[0]->d_sinks.data(),
-                         jobs[0]->d_sinks.data() + jobs[0]->d_sinks.size());
+  outcome.d_sinks.assign(jobs[0]->d_sinks.data, jobs[0]->d_sinks.data + jobs[0]->d_sinks.size);
   return outcome;
 }
 

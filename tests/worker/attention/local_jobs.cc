@@ -7,6 +7,7 @@
 #include "proto/tensor_shape.h"
 #include "server/plan/shard_map.h"
 #include "worker/assignment.h"
+#include "worker/host_memory.h"
 
 namespace ringserve::test {
 namespace {
@@ -20,9 +21,9 @@ ShardMap MapOf(const Plan& plan, v1::TensorId tensor) {
 void ScatterExtras(const Plan& plan, const Inputs& inputs, const Jobs& jobs) {
   for (const std::shared_ptr<RankJob>& job : jobs) {
     if (!inputs.alibi_slopes.empty())
-      std::memcpy(job->slopes.data(), inputs.alibi_slopes.data(), inputs.alibi_slopes.size());
+      std::memcpy(job->slopes.data, inputs.alibi_slopes.data(), inputs.alibi_slopes.size());
     if (!inputs.sink_logits.empty())
-      std::memcpy(job->sinks.data(), inputs.sink_logits.data(), inputs.sink_logits.size());
+      std::memcpy(job->sinks.data, inputs.sink_logits.data(), inputs.sink_logits.size());
   }
   if (!plan.spec.has_bias()) return;
   if (plan.q.shared() || plan.spec.bias().per_batch()) {
@@ -34,7 +35,7 @@ void ScatterExtras(const Plan& plan, const Inputs& inputs, const Jobs& jobs) {
   for (const RowLayout& row : plan.q.rows) {
     const ShardMap map(shape, SequenceLayout{{row}});
     for (const ByteRun& run : map.FromTensor(0, inputs.bias.size())) {
-      std::memcpy(jobs[run.rank]->bias.data() + begins[run.rank] + run.shard_offset,
+      std::memcpy(jobs[run.rank]->bias.data + begins[run.rank] + run.shard_offset,
                   &inputs.bias[run.tensor_offset], run.size);
     }
     for (int rank = 0; rank < plan.ranks(); ++rank) begins[rank] += map.ShardBytes(rank);
@@ -56,7 +57,8 @@ std::shared_ptr<RankJob> MakeJob(const Plan& plan, int rank) {
       BindMembers(start, plan.ranks() - 1 - rank, plan.ranks(), parsed->plan);
   if (!bound.ok()) throw std::runtime_error(bound.ToString());
   auto job = std::make_shared<RankJob>(*std::move(parsed));
-  if (const absl::Status status = job->Allocate(); !status.ok()) {
+  HostMemory memory;
+  if (const absl::Status status = job->Allocate(memory); !status.ok()) {
     throw std::runtime_error(status.ToString());
   }
   return job;
