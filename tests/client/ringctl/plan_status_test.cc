@@ -125,7 +125,7 @@ TEST_F(PlanStatus, StatusShowsTheGpuOfEachWorkerWhereThereAreAny) {
   EXPECT_THAT(Ringctl({"status"}).out,
               AllOf(HasSubstr("LIBTORCH  GPU          DRIVER     CUDA  NCCL\n"),
                     HasSubstr("2.15.0    NVIDIA H200  580.65.06  13.2  2.30.7\n"),
-                    HasSubstr("128 GiB"), HasSubstr("cuda:0")));
+                    HasSubstr("128.0 GiB"), HasSubstr("cuda:0")));
   const nlohmann::json json = Ringctl({"status", "--json"}).Json()["workers"][0];
   EXPECT_EQ(json["device_name"], "NVIDIA H200");
   EXPECT_EQ(json["driver"], "580.65.06");
