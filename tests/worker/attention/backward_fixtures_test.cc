@@ -10,6 +10,7 @@
 #include "tests/support/elements.h"
 #include "tests/support/golden_request.h"
 #include "tests/support/safetensors.h"
+#include "tests/worker/attention/every_block.h"
 #include "tests/worker/attention/local_backward.h"
 
 namespace ringserve::test {
@@ -42,9 +43,10 @@ Plan PlanOf(const v1::AttentionSpec& spec, int workers, v1::Balancer balancer,
 // The answer that gradients are of is our own.
 BackwardOutcome RunBackward(const Plan& plan, const Inputs& inputs,
                             const std::vector<std::byte>& d_out) {
-  const Outcome forward = RunLocally(plan, inputs);
+  const LocalRingOptions options = {.block = &FirstBlock()};
+  const Outcome forward = RunLocally(plan, inputs, options);
   if (!forward.ok()) throw std::runtime_error(forward.status().ToString());
-  return RunLocallyBackward(plan, inputs, {forward.out, forward.lse, d_out, {}});
+  return RunLocallyBackward(plan, inputs, {forward.out, forward.lse, d_out, {}}, options);
 }
 
 double Largest(const std::vector<float>& numbers) {

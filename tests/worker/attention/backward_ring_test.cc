@@ -80,7 +80,7 @@ v1::AttentionSpec CausalSpec(int64_t length, v1::DType dtype = v1::DTYPE_F32) {
 }
 
 // Requests of every kind that are served by rings of keys.
-void CheckBackward(uint64_t seed, const Block& block = CpuBlock()) {
+void CheckBackward(uint64_t seed, const Block& block = FirstBlock()) {
   Case c = RandomCase(seed, kMostWorkers, 80);
   Random random(seed + 77);
   if (c.options.rotate() == v1::ROTATE_METHOD_PASS_Q || random.Chance(0.5))

@@ -20,4 +20,7 @@ const std::vector<NamedBlock>& EveryBlock();
 // All but the processor's.
 const std::vector<NamedBlock>& EveryDeviceBlock();
 
+// For tests that need only one: the processor's, or of a program for GPUs the GPU's.
+inline const Block& FirstBlock() { return *EveryBlock().front().block; }
+
 }  // namespace ringserve::test

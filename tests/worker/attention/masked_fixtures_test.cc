@@ -11,6 +11,7 @@
 #include "tests/support/elements.h"
 #include "tests/support/golden_request.h"
 #include "tests/support/safetensors.h"
+#include "tests/worker/attention/every_block.h"
 #include "tests/worker/attention/local_ring.h"
 
 namespace ringserve::test {
@@ -84,7 +85,7 @@ class MaskedCase {
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_EQ(std::accumulate(plan->work.begin(), plan->work.end(), uint64_t{0}),
               std::accumulate(visible_pairs_.begin(), visible_pairs_.end(), uint64_t{0}));
-    const Outcome outcome = RunLocally(*plan, inputs_);
+    const Outcome outcome = RunLocally(*plan, inputs_, {.block = &FirstBlock()});
     ASSERT_TRUE(outcome.ok()) << outcome.status();
     Judge(outcome);
   }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "tests/support/random_case.h"
-#include "worker/attention/cpu_block.h"
+#include "tests/worker/attention/every_block.h"
 #include "worker/comm/communicator.h"
 
 namespace ringserve::test {
@@ -15,6 +15,6 @@ inline constexpr int kMostWorkers = 4;
 // Failures are those of the present test, with all that is needed to see them again.
 // `communicators`: kMostWorkers of them, by member; none: in memory.
 void CheckCase(const Case& c, const std::vector<Communicator*>& communicators = {},
-               const Block& block = CpuBlock());
+               const Block& block = FirstBlock());
 
 }  // namespace ringserve::test

@@ -14,6 +14,7 @@
 #include "tests/support/random_case.h"
 #include "tests/support/safetensors.h"
 #include "tests/worker/attention/counted_memory.h"
+#include "tests/worker/attention/every_block.h"
 #include "tests/worker/attention/local_ring.h"
 #include "worker/attention/flash_block.h"
 
@@ -107,7 +108,7 @@ TEST(Fixtures, OfPyTorchsRingAreMet) {
           PlanOf(spec, c.at("world_size"), rotate,
                  c.at("load_balance") ? v1::BALANCER_HEAD_TAIL : v1::BALANCER_CONTIGUOUS);
       EXPECT_EQ(Permutation(plan.q.rows[0]), c.at("order").get<std::vector<int64_t>>());
-      const Outcome outcome = RunLocally(plan, inputs);
+      const Outcome outcome = RunLocally(plan, inputs, {.block = &FirstBlock()});
       ASSERT_TRUE(outcome.ok()) << outcome.status();
       EXPECT_EQ(Compare(spec, reference, outcome.out, outcome.lse), "");
       const Errors ours = ErrorsOf(spec, reference, outcome.out, outcome.lse);
