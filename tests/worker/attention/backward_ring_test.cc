@@ -22,6 +22,8 @@
 namespace ringserve::test {
 namespace {
 
+[[maybe_unused]] const bool memory_is_counted = (CountMemory(), true);
+
 using ::testing::HasSubstr;
 
 constexpr int kMostWorkers = 4;
@@ -372,9 +374,3 @@ TEST(BackwardPlan, RefusesATileOfAShardThatIsNotThere) {
 
 }  // namespace
 }  // namespace ringserve::test
-
-int main(int argc, char** argv) {
-  ringserve::test::CountMemory();
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}

@@ -21,6 +21,8 @@
 namespace ringserve::test {
 namespace {
 
+[[maybe_unused]] const bool memory_is_counted = (CountMemory(), true);
+
 using ::testing::HasSubstr;
 
 static_assert(kKernelKeysLaidOut == kKeysLaidOut, "the planner reserves what the kernel takes");
@@ -454,9 +456,3 @@ TEST(Ring, PassesOnNaN) {
 
 }  // namespace
 }  // namespace ringserve::test
-
-int main(int argc, char** argv) {
-  ringserve::test::CountMemory();
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}
