@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -12,8 +13,8 @@
 namespace ringserve {
 namespace {
 
-// Least compute capability: LibTorch's flash attention and its bf16 want it.
-constexpr int kLeastMajor = 8;
+// The least compute capability that CUDA 13 and LibTorch serve.
+constexpr std::pair<int, int> kLeast = {7, 5};
 
 std::string Version(int cuda) { return absl::StrCat(cuda / 1000, ".", cuda % 1000 / 10); }
 
@@ -41,8 +42,9 @@ std::string Describe(const CudaDevice& device) {
 
 // Why attention cannot be computed on it; empty: it can.
 std::string Shortcoming(const CudaDevice& device) {
-  if (device.major >= kLeastMajor) return "";
-  return absl::StrCat("too old: compute capability ", kLeastMajor, ".0 or newer is served");
+  if (std::pair(device.major, device.minor) >= kLeast) return "";
+  return absl::StrCat("too old: compute capability ", kLeast.first, ".", kLeast.second,
+                      " or newer is served");
 }
 
 }  // namespace

@@ -105,11 +105,11 @@ std::shared_ptr<Engine::Turn> Engine::NextTurn() {
     return stopping_ || !waiting_.empty();
   };
   absl::MutexLock lock(&mu_);
-  if (!mu_.AwaitWithTimeout(absl::Condition(&something_to_do), kIdleBeforeTrim)) {
+  // Again and again: rows that are read slowly hold their memory for long.
+  while (!mu_.AwaitWithTimeout(absl::Condition(&something_to_do), kIdleBeforeTrim)) {
     mu_.Unlock();
     GiveMemoryBack();
     mu_.Lock();
-    mu_.Await(absl::Condition(&something_to_do));
   }
   if (waiting_.empty()) return nullptr;
   running_ = std::move(waiting_.front());

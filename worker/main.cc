@@ -101,6 +101,11 @@ void EndWithoutDevice(const absl::Status& why) {
 }
 
 int ServeOnGpu(int device, WorkerOptions options, const sigset_t& signals) {
+  if (CheckListenAddress(options.listen, /*tls=*/{}, /*insecure=*/false).ok()) {
+    setenv("NCCL_SOCKET_IFNAME", "=lo", /*replace=*/0);  // others of this machine alone
+  } else if (options.tls.enabled()) {
+    spdlog::warn("nccl_is_not_encrypted: K and V travel in the clear between workers on GPUs");
+  }
   const absl::StatusOr<CudaParts> parts = MakeCudaParts(device, EndWithoutDevice);
   if (!parts.ok()) {
     Fail(parts.status());
@@ -123,6 +128,7 @@ int Main(int argc, char** argv) {
   const std::optional<int> exit = ParseOptions(argc, argv, options);
   if (exit.has_value()) return *exit;
   WorkerOptions& worker = options.worker;
+  const sigset_t signals = HoldEndSignals();  // before other threads run, the driver's among them
   const CudaMachine machine = worker.device == "cpu" ? CudaMachine() : AskCuda();
   const absl::StatusOr<std::string> device = ChooseDevice(worker.device, machine);
   if (!device.ok()) {
@@ -135,8 +141,11 @@ int Main(int argc, char** argv) {
   if (!status.ok()) return Fail(status);
   StartLog(options.log);
   RaiseFileLimit();
-  const sigset_t signals = HoldEndSignals();
   const std::optional<int> gpu = CudaIndex(*device);
+  if (machine.built && !gpu.has_value()) {
+    spdlog::info("device=cpu reason=\"{}\"",
+                 std::string(ChooseDevice("cuda:0", machine).status().message()));
+  }
   return gpu.has_value() ? ServeOnGpu(*gpu, worker, signals) : ServeOnCpu(worker, signals);
 }
 

@@ -26,9 +26,9 @@ constexpr char kFooter[] =
     "this machine; 2 an option or a file it names is wrong; 3 left, but jobs were unfinished\n"
     "(--drain-s); 4 the device of --device cannot be served here: its driver is missing or too "
     "old,\n"
-    "say; 5 the GPU failed or hangs: the process ended at once, and may be started anew; 128 + "
-    "the\n"
-    "signal's number at a second signal, which ends it at once.";
+    "say; 5 the GPU failed, or its copies or exchanges hang: the process ended at once, and may "
+    "be\n"
+    "started anew; 128 + the signal's number at a second signal, which ends it at once.";
 
 void SetDefaults(WorkerOptions& worker) {
   worker.coordinator = "127.0.0.1:7070";

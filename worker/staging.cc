@@ -1,6 +1,7 @@
 #include "worker/staging.h"
 
 #include <cassert>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -76,6 +77,8 @@ absl::Status Staging::Write(std::span<const PlacedChunk> chunks,
   if (!piece.ok()) return piece.status();
   std::vector<Copy> copies;
   uint64_t filled = 0;
+  std::optional<v1::TensorId>
+      last;  // a copy stays within a tensor: the next may only seem to adjoin
   for (const PlacedChunk& placed : chunks) {
     const uint64_t size = placed.chunk->size;
     if (size == 0) continue;
@@ -83,11 +86,12 @@ absl::Status Staging::Write(std::span<const PlacedChunk> chunks,
     std::byte* const staged = piece->get() + filled;
     placed.chunk->CopyTo(staged);
     filled += size;
-    if (!copies.empty() && copies.back().to + copies.back().bytes == placed.to) {
+    if (last == placed.chunk->tensor && copies.back().to + copies.back().bytes == placed.to) {
       copies.back().bytes += size;
     } else {
       copies.push_back({placed.to, staged, size});
     }
+    last = placed.chunk->tensor;
   }
   if (copies.empty()) return absl::OkStatus();
   return Send(copies, {.piece = *std::move(piece), .keep_alive = keep_alive});

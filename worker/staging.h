@@ -25,7 +25,7 @@ namespace ringserve {
 struct StagingOptions {
   int pieces_in = 8;                           // of kMaxMessageBytes
   int pieces_out = 32;                         // of kChunkBytes
-  std::chrono::milliseconds patience{30'000};  // no copy takes longer
+  std::chrono::milliseconds patience{90'000};  // no copy takes longer
   // The device has failed, or does not finish its copies: the process is to end. Until then nothing
   // that the device may still touch is given back. Any thread, maybe again and again. Not empty.
   std::function<void(const absl::Status& why)> device_lost;

@@ -19,7 +19,7 @@ CudaMachine MachineWith(std::vector<CudaDevice> devices) {
 }
 
 const CudaDevice kCard = {"NVIDIA H200", 9, 0, 150'000'000'000};
-const CudaDevice kOldCard = {"Tesla T4", 7, 5, 16'000'000'000};
+const CudaDevice kOldCard = {"Tesla V100", 7, 0, 16'000'000'000};
 
 std::string WhyNot(const std::string& asked, const CudaMachine& machine) {
   const absl::StatusOr<std::string> chosen = ChooseDevice(asked, machine);
@@ -97,8 +97,8 @@ TEST(Device, AGpuThatIsNotThereIsRefusedWithHowManyAre) {
 
 TEST(Device, AGpuThatIsTooOldIsRefusedWithWhatIsServed) {
   EXPECT_EQ(WhyNot("cuda:0", MachineWith({kOldCard})),
-            "--device cuda:0: Tesla T4, compute capability 7.5, 14.9 GiB: too old: compute "
-            "capability 8.0 or newer is served");
+            "--device cuda:0: Tesla V100, compute capability 7.0, 14.9 GiB: too old: compute "
+            "capability 7.5 or newer is served");
 }
 
 TEST(Device, TheListHasALineForEach) {
@@ -112,7 +112,7 @@ TEST(Device, TheListHasALineForEach) {
   EXPECT_EQ(ListDevices(16, MachineWith({kCard, kOldCard})),
             "cpu     16 threads\n"
             "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB\n"
-            "cuda:1  Tesla T4, compute capability 7.5, 14.9 GiB; too old: compute capability 8.0 "
+            "cuda:1  Tesla V100, compute capability 7.0, 14.9 GiB; too old: compute capability 7.5 "
             "or newer is served\n"
             "built with CUDA 13.2 and NCCL 2.30.7\n");
 }

@@ -170,7 +170,18 @@ class DeviceTile {
     // Copies are bounded, too.
     const bool copies = !Fits(work_.k, RoundedUp(dim)) || !Fits(work_.v, RoundedUp(dim));
     if (copies) rules.keys = std::max(limits_.masked_keys, limits_.numbers / dim);
+    // The efficient kernel counts numbers from a piece's first row to its last in 32 bits.
+    rules.keys = std::min(rules.keys, MostRows({work_.k, work_.v}));
+    rules.queries = std::min(rules.queries, MostRows({work_.q}));
     return rules;
+  }
+
+  static int64_t MostRows(at::TensorList tensors) {
+    int64_t row = 1;
+    for (const at::Tensor& t : tensors) {
+      row = std::max({row, t.stride(2), RoundedUp(t.size(3))});
+    }
+    return std::max<int64_t>(1, std::numeric_limits<int32_t>::max() / row);
   }
 
   void Add(const Tile& piece, PieceKind kind) {
@@ -205,10 +216,10 @@ class DeviceTile {
     const int64_t dim = RoundedUp(std::max(head_dim_, value_dim_));
     const auto [out, lse] = kernels_.Flash(Fitted(piece.q, dim), Fitted(piece.k, dim),
                                            Fitted(piece.v, dim), causal, scale_);
-    // NaN in a weight is in every column.
-    const at::Tensor without = lse.new_full({}, kNothing), spoilt = lse.new_full({}, kNotANumber);
-    const at::Tensor told = at::where(out.select(3, 0).isnan(), spoilt, without);
-    MergePart(piece.into, out, at::where(lse.isposinf(), told, lse));
+    // NaN in a weight is in every column, whatever lse says of it.
+    MergePart(
+        piece.into, out,
+        lse.masked_fill(lse.isposinf(), kNothing).masked_fill_(out.isnan().all(-1), kNotANumber));
   }
 
   void AddEfficient(const Work& part, const Tile& tile, PieceKind kind) const {
@@ -244,7 +255,9 @@ class DeviceTile {
       return Fitted(typed, RoundedUp(t.size(3)));
     };
     at::Tensor q = by_key_head(fitted(piece.q));
-    if ((group - 1) * q.stride(1) > std::numeric_limits<int32_t>::max()) q = q.contiguous();
+    if (q.stride(1) > std::numeric_limits<int32_t>::max()) {
+      q = q.clone(at::MemoryFormat::Contiguous);
+    }
     const std::vector<int64_t> shared = {kv_heads, group, piece.k.size(2), -1};
     at::Tensor bias;
     if (mask.defined()) {

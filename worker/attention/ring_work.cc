@@ -11,8 +11,7 @@
 namespace ringserve {
 namespace {
 
-// As far as a communicator's Then may be ahead of its transfers (NcclOptions).
-constexpr size_t kStepsAhead = 2;
+constexpr size_t kStepsAhead = 1;
 
 std::pair<uint64_t, uint64_t> BytesMoved(const Communicator& communicator) {
   std::pair<uint64_t, uint64_t> moved;

@@ -51,7 +51,7 @@ class RingWork {
   // Starts the transfers of a step. After Wait, what is computed comes after them. The
   // communicator's errors.
   //
-  // Where the device computes while this thread goes on, the thread is at most two steps ahead: a
+  // Where the device computes while this thread goes on, the thread is at most one step ahead: a
   // job that is cancelled has little on its way yet. It waits for its own device first, and only
   // then, for a limited time, for others: a long step is no fault.
   absl::Status Post(uint32_t step, const std::vector<SendOp>& sends,

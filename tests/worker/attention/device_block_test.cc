@@ -2,6 +2,8 @@
 // computes what it is to: in the tests of every block.
 #include "worker/attention/device_block.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -100,6 +102,26 @@ TEST(DeviceBlock, NeverGivesTheFlashKernelACausalRectangle) {
     EXPECT_EQ(calls.efficient, 0);
     ExpectAsOnTheProcessor(into, t, tile, {}, 4e-3);
   }
+}
+
+// The efficient kernel's offsets have 32 bits.
+TEST(DeviceBlock, CutsKeysThatLieFarApart) {
+  constexpr int64_t kRow = int64_t{1} << 30;
+  const Tensors t = RandomTensors(at::kFloat, 2, 1, 3, 8);
+  const auto apart = [](const at::Tensor& dense) {
+    const size_t bytes = 3 * kRow * sizeof(float);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    TORCH_CHECK(memory != MAP_FAILED, "no addresses");
+    const at::Tensor wide = at::from_blob(
+        memory, dense.sizes(), {3 * kRow, 3 * kRow, kRow, 1},
+        [bytes](void* data) { munmap(data, bytes); }, dense.options());
+    return wide.copy_(dense);
+  };
+  const Tile tile = {.q_end = 3, .k_end = 3};
+  const auto [into, calls] = Added({t.q, apart(t.k), apart(t.v)}, tile);
+  EXPECT_EQ(calls.efficient, 3) << "one for each key";
+  ExpectAsOnTheProcessor(into, t, tile, {}, 1e-5);
 }
 
 TEST(DeviceBlock, MasksTheEdgesOfAWindowAlone) {

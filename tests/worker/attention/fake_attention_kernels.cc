@@ -92,6 +92,8 @@ std::pair<at::Tensor, at::Tensor> FakeAttentionKernels::Efficient(const at::Tens
   for (const at::Tensor* t : {&q, &k, &v}) {
     TORCH_CHECK((t->size(1) - 1) * t->stride(1) <= std::numeric_limits<int32_t>::max(),
                 "heads are too far apart");
+    TORCH_CHECK((t->size(2) - 1) * t->stride(2) <= std::numeric_limits<int32_t>::max(),
+                "rows are too far apart");
   }
   at::Tensor scores = Scores(q, k, scale);
   if (bias.defined()) {

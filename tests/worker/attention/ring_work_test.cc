@@ -93,20 +93,20 @@ class RingWorkTest : public testing::Test {
   RingStatistics statistics_;
 };
 
-TEST_F(RingWorkTest, IsTwoStepsAheadOfTheDeviceAtMost) {
+TEST_F(RingWorkTest, IsOneStepAheadOfTheDeviceAtMost) {
   RingWork work = On({kDevice, 0});
   EXPECT_TRUE(Steps(work, 4).ok());
   // At the end, too, what the device has to do before a transfer is waited for before the transfer,
   // and what it does behind one, after it.
-  EXPECT_THAT(journal, ElementsAre("then 0", "then 1", "device 0", "then 2", "device 1", "then 3",
-                                   "device 2", "finish", "device 3"));
+  EXPECT_THAT(journal, ElementsAre("then 0", "device 0", "then 1", "device 1", "then 2", "device 2",
+                                   "then 3", "finish", "device 3"));
 }
 
 TEST_F(RingWorkTest, ACancelledJobStillWaitsForItsDeviceFirst) {
   RingWork work = On({kDevice, 0});
   progress_.cancelled = true;
   EXPECT_TRUE(Steps(work, 3).ok());
-  EXPECT_THAT(journal, ElementsAre("then 0", "then 1", "device 0", "then 2", "device 1", "finish",
+  EXPECT_THAT(journal, ElementsAre("then 0", "device 0", "then 1", "device 1", "then 2", "finish",
                                    "device 2"));
   EXPECT_TRUE(absl::IsAborted(work.Ended()));
 }
