@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "proto/protocol.h"
 
 namespace ringserve {
@@ -32,6 +33,12 @@ bool IsAddress(const std::string& address) {
 
 bool IsPrintable(const std::string& text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c < 0x7f; });
+}
+
+bool IsDevice(absl::string_view device) {
+  if (device == "cpu") return true;
+  return absl::ConsumePrefix(&device, "cuda:") && !device.empty() &&
+         device.find_first_not_of("0123456789") == absl::string_view::npos;
 }
 
 }  // namespace
@@ -63,7 +70,9 @@ absl::Status CheckHello(const v1::Hello& hello) {
     return Wrong("address", absl::StrCat("'", hello.address(), "'"),
                  "must be HOST:PORT (port 1 to 65535), unix:PATH or unix-abstract:NAME");
   }
-  if (hello.device().empty()) return Wrong("device", "empty", "must name the device");
+  if (!IsDevice(hello.device())) {
+    return Wrong("device", absl::StrCat("'", hello.device(), "'"), "must be cpu or cuda:N");
+  }
   if (hello.threads() < 1) return Wrong("threads", absl::StrCat(hello.threads()), "must be >= 1");
   if (hello.memory_bytes() == 0) return Wrong("memory_bytes", "0", "must be > 0");
   return absl::OkStatus();

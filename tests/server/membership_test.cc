@@ -253,6 +253,7 @@ TEST(Membership, RefusesAWrongHelloNamingTheField) {
       {"hello.address", [](v1::Hello& hello) { hello.set_address("a\n:1"); }},
       {"hello.address", [](v1::Hello& hello) { hello.set_address(std::string(300, 'a') + ":1"); }},
       {"hello.device", [](v1::Hello& hello) { hello.clear_device(); }},
+      {"hello.device", [](v1::Hello& hello) { hello.set_device("gpu"); }},
       {"hello.threads", [](v1::Hello& hello) { hello.set_threads(0); }},
       {"hello.memory_bytes", [](v1::Hello& hello) { hello.set_memory_bytes(0); }},
       {"hello.version", [](v1::Hello& hello) { hello.set_version(std::string(257, 'v')); }},
