@@ -72,7 +72,7 @@ int Failed(const absl::Status& error, const ClientOptions& client) {
 
 int Misused(const absl::Status& error) {
   std::fprintf(stderr, "ringctl: %s\n", std::string(error.message()).c_str());
-  return kExitUsage;
+  return absl::IsInternal(error) ? kExitFailure : kExitUsage;
 }
 
 }  // namespace ringserve

@@ -58,7 +58,7 @@ void AddSelftestCommand(CLI::App& app, Invocation& invocation);
 
 // Prints "ringctl: CODE: message" and what to do next on stderr; returns the exit code for `error`,
 // which is not OK. Failed: the answer of a call to `client.server`. Misused: command line or local
-// file, kExitUsage.
+// file, kExitUsage; INTERNAL, which is neither's fault: kExitFailure.
 int Failed(const absl::Status& error, const ClientOptions& client);
 int Misused(const absl::Status& error);
 

@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -35,7 +37,8 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr int kMostCpuWorkers = 3;  // and fewer, where nobody says how many
+// Where nobody says how many workers, up to these: on GPUs as many as there are, and two on one.
+constexpr int kMostCpuWorkers = 3, kMostOnOneGpu = 2;
 constexpr milliseconds kStart{180'000};
 // A service that does not answer is not asked all the questions.
 constexpr int kMostUnanswered = 3;
@@ -55,6 +58,30 @@ struct SelftestOptions {
   bool Has(const char* part) const { return only.empty() || only == part; }
 };
 
+std::vector<std::pair<const char*, std::string>> TlsFlags(const ClientOptions& client) {
+  return {
+      {"--tls-cert", client.tls_cert}, {"--tls-key", client.tls_key}, {"--tls-ca", client.tls_ca}};
+}
+
+// The command line that asks for `options`, but for its report.
+std::string CommandOf(const SelftestOptions& options, const ClientOptions& client) {
+  std::error_code error;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
+  std::string command = absl::StrCat(error ? "ringctl" : program.string(), " selftest");
+  const auto add = [&](const char* flag, const std::string& value) {
+    if (!value.empty()) absl::StrAppend(&command, " ", flag, " ", value);
+  };
+  add("--only", options.only);
+  add("--coordinator", options.coordinator);
+  if (options.coordinator.empty()) add("--device", options.device);
+  add("--workers", absl::StrJoin(options.workers, ","));
+  add("--cases", absl::StrCat(options.cases));
+  add("--seed", absl::StrCat(options.seed));
+  add("--deadline", absl::StrCat(options.deadline_seconds));
+  for (const auto& [flag, value] : TlsFlags(client)) add(flag, value);
+  return command;
+}
+
 class Selftest {
  public:
   Selftest(const SelftestOptions& options, const ClientOptions& client, SelftestReport& report)
@@ -68,11 +95,11 @@ class Selftest {
   absl::Status RunThere();
   void SkipAll(const std::string& why);
   void RunCluster(int workers);
-  void RunService(Client& client, int workers, bool own);
-  bool Status(Client& client, int workers);
+  void RunService(Client& client, int workers);
+  void Status(Client& client, int workers);
   void RunCases(Client& client, int workers);
   void RunSpeed(Client& client, int workers);
-  void RunFaults(Client& client, int workers, bool own);
+  void RunFaults(Client& client, int workers);
   std::string Replay(const char* part, int workers, uint64_t seed) const;
   void Add(CaseResult result) { report_.results.push_back(std::move(result)); }
   void Fail(int workers, const char* group, std::string why) {
@@ -83,6 +110,7 @@ class Selftest {
   const ClientOptions& client_options_;
   SelftestReport& report_;
   int most_workers_ = 0;
+  const OwnCluster* cluster_ = nullptr;  // that is tested; none: somebody else's
 };
 
 absl::Status Selftest::RunOwn() {
@@ -99,7 +127,8 @@ absl::Status Selftest::RunOwn() {
     return absl::OkStatus();
   }
   if (counts.empty()) {
-    counts.resize(report_.device == "cuda" ? machine->gpus.size() : kMostCpuWorkers);
+    const int gpus = static_cast<int>(machine->gpus.size());
+    counts.resize(report_.device == "cuda" ? std::max(kMostOnOneGpu, gpus) : kMostCpuWorkers);
     std::iota(counts.begin(), counts.end(), 1);
   }
   most_workers_ = *std::max_element(counts.begin(), counts.end());
@@ -125,7 +154,7 @@ absl::Status Selftest::RunThere() {
     std::iota(counts.begin(), counts.end(), 1);
   }
   if (counts.empty()) Fail(0, "status", "there are no workers");
-  for (const int workers : counts) RunService(**client, workers, false);
+  for (const int workers : counts) RunService(**client, workers);
   return absl::OkStatus();
 }
 
@@ -146,41 +175,49 @@ void Selftest::SkipAll(const std::string& why) {
 void Selftest::RunCluster(int workers) {
   std::fprintf(stderr, "ringctl selftest: %d worker%s on %s\n", workers, workers == 1 ? "" : "s",
                report_.device.c_str());
-  const int64_t failed = report_.Count(Outcome::kFailed);
-  const absl::StatusOr<std::unique_ptr<OwnCluster>> cluster =
-      OwnCluster::Start({"--device", report_.device, "--workers", absl::StrCat(workers)}, kStart);
+  std::vector<std::string> flags = {"--device", report_.device, "--workers", absl::StrCat(workers)};
+  for (const auto& [flag, value] : TlsFlags(client_options_)) {
+    if (!value.empty()) flags.insert(flags.end(), {flag, value});
+  }
+  const absl::StatusOr<std::unique_ptr<OwnCluster>> cluster = OwnCluster::Start(flags, kStart);
   if (!cluster.ok()) return Fail(workers, "start", cluster.status().ToString());
-  const absl::StatusOr<std::unique_ptr<Client>> client =
-      Client::Connect({.server = (*cluster)->address()});
+  ClientOptions to = client_options_;
+  to.server = (*cluster)->address();
+  const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(to);
   if (!client.ok()) return Fail(workers, "start", client.status().ToString());
-  RunService(**client, workers, true);
-  if (report_.Count(Outcome::kFailed) > failed) report_.log = (*cluster)->LogEnd();
+  cluster_ = cluster->get();
+  RunService(**client, workers);
+  cluster_ = nullptr;
 }
 
-void Selftest::RunService(Client& client, int workers, bool own) {
-  if (!Status(client, workers)) return;
-  if (options_.Has("cases")) RunCases(client, workers);
-  if (options_.Has("speed")) RunSpeed(client, workers);
-  if (options_.Has("faults")) RunFaults(client, workers, own);
+// The log is kept where a part has failed: later parts would push out what led to it.
+void Selftest::RunService(Client& client, int workers) {
+  const auto run = [&](const char* part, void (Selftest::*method)(Client&, int)) {
+    const int64_t failed = report_.Count(Outcome::kFailed);
+    (this->*method)(client, workers);
+    if (report_.Count(Outcome::kFailed) == failed) return true;
+    if (cluster_ == nullptr) return false;
+    absl::StrAppend(&report_.log, "After ", part, ", workers: ", workers, "\n", cluster_->LogEnd());
+    return false;
+  };
+  if (!run("status", &Selftest::Status)) return;
+  if (options_.Has("cases")) run("cases", &Selftest::RunCases);
+  if (options_.Has("speed")) run("speed", &Selftest::RunSpeed);
+  if (options_.Has("faults")) run("faults", &Selftest::RunFaults);
 }
 
 // Nothing may pass for a proof of GPUs that ran elsewhere.
-bool Selftest::Status(Client& client, int workers) {
+void Selftest::Status(Client& client, int workers) {
   const absl::StatusOr<v1::GetClusterResponse> cluster = client.GetCluster();
-  if (!cluster.ok()) {
-    Fail(workers, "status", cluster.status().ToString());
-    return false;
-  }
+  if (!cluster.ok()) return Fail(workers, "status", cluster.status().ToString());
   report_.clusters.push_back(StatusJson(*cluster));
   for (const v1::Worker& worker : cluster->workers()) {
     if (options_.coordinator.empty() && !absl::StartsWith(worker.device(), report_.device)) {
-      Fail(workers, "status",
-           absl::StrCat("worker ", worker.id(), " has device ", worker.device(), ", not ",
-                        report_.device));
-      return false;
+      return Fail(workers, "status",
+                  absl::StrCat("worker ", worker.id(), " has device ", worker.device(), ", not ",
+                               report_.device));
     }
   }
-  return true;
 }
 
 void Selftest::RunCases(Client& client, int workers) {
@@ -196,7 +233,8 @@ void Selftest::RunCases(Client& client, int workers) {
            .why = absl::StrCat(unanswered, " requests in a row were not answered")});
       continue;
     }
-    CaseResult result = RunSelftestCase(client, one, Milliseconds(options_.deadline_seconds));
+    CaseResult result =
+        RunSelftestCase(client, one, Milliseconds(options_.deadline_seconds), cluster_ == nullptr);
     const bool failed = result.outcome == Outcome::kFailed;
     unanswered = failed && result.worst == 0 ? unanswered + 1 : 0;
     if (failed) result.replay = Replay("cases", workers, seed);
@@ -213,15 +251,16 @@ void Selftest::RunSpeed(Client& client, int workers) {
   for (const v1::DType dtype : kSpeedTypes) {
     Speed speed;
     CaseResult result =
-        MeasureSpeed(client, workers, dtype, gpu ? kSpeedTokensGpu : kSpeedTokensCpu, speed);
+        MeasureSpeed(client, workers, dtype, gpu ? kSpeedTokensGpu : kSpeedTokensCpu,
+                     cluster_ == nullptr, speed);
     if (result.outcome == Outcome::kPassed) report_.speeds.push_back(speed);
     if (result.outcome == Outcome::kFailed) result.replay = Replay("speed", workers, 0);
     Add(std::move(result));
   }
 }
 
-void Selftest::RunFaults(Client& client, int workers, bool own) {
-  if (!own) {
+void Selftest::RunFaults(Client& client, int workers) {
+  if (cluster_ == nullptr) {
     return Add({.workers = workers,
                 .group = kFaults,
                 .outcome = Outcome::kSkipped,
@@ -236,11 +275,13 @@ void Selftest::RunFaults(Client& client, int workers, bool own) {
 }
 
 std::string Selftest::Replay(const char* part, int workers, uint64_t seed) const {
-  return absl::StrCat("ringctl selftest --only ", part,
-                      options_.coordinator.empty()
-                          ? absl::StrCat(" --device ", report_.device)
-                          : absl::StrCat(" --coordinator ", options_.coordinator),
-                      " --workers ", workers, " --cases 1 --seed ", seed);
+  SelftestOptions one = options_;
+  one.only = part;
+  one.device = report_.device;
+  one.workers = {workers};
+  one.cases = 1;
+  one.seed = seed;
+  return CommandOf(one, client_options_);
 }
 
 // What was passed and failed, as an exit code: a wrong answer is more than a missing one.
@@ -251,18 +292,12 @@ int ExitCodeOf(const SelftestReport& report) {
   return wrong ? kExitWrong : kExitFailure;
 }
 
-std::string CommandOf(const SelftestOptions& options) {
-  std::string command = absl::StrCat("ringctl selftest --cases ", options.cases, " --seed ",
-                                     options.seed, " --deadline ", options.deadline_seconds);
-  if (options.coordinator.empty()) absl::StrAppend(&command, " --device ", options.device);
-  if (!options.workers.empty()) {
-    absl::StrAppend(&command, " --workers ", absl::StrJoin(options.workers, ","));
-  }
-  if (!options.only.empty()) absl::StrAppend(&command, " --only ", options.only);
-  return command;
-}
-
 int RunSelftest(const SelftestOptions& options, const ClientOptions& client) {
+  if (!options.coordinator.empty() && options.only == "faults") {
+    return Misused(absl::InvalidArgumentError(
+        "--only faults: not with --coordinator: the workers of a service that somebody else runs "
+        "are not killed"));
+  }
   std::ofstream file;
   if (!options.report.empty()) {
     file.open(options.report);
@@ -272,7 +307,7 @@ int RunSelftest(const SelftestOptions& options, const ClientOptions& client) {
     }
   }
   SelftestReport report = {
-      .command = CommandOf(options),
+      .command = CommandOf(options, client),
       .began = absl::FormatTime(absl::RFC3339_sec, absl::Now(), absl::UTCTimeZone())};
   const Clock::time_point begin = Clock::now();
   const absl::Status status = Selftest(options, client, report).Run();
@@ -284,7 +319,7 @@ int RunSelftest(const SelftestOptions& options, const ClientOptions& client) {
     file << SelftestJson(report).dump(1, ' ', false, Json::error_handler_t::replace) << "\n";
     if (!file.flush()) {
       std::fprintf(stderr, "ringctl selftest: %s could not be written\n", options.report.c_str());
-      return kExitFailure;
+      return std::max<int>(ExitCodeOf(report), kExitFailure);
     }
     std::printf("report: %s\n", options.report.c_str());
   }
@@ -301,7 +336,7 @@ void AddSelftestOptions(CLI::App& command, SelftestOptions& options) {
   command
       .add_option("--workers", options.workers,
                   "Numbers of workers to try, one after the other (default: 1 up to the number of "
-                  "GPUs; on CPUs 1 to 3); more than GPUs share them")
+                  "GPUs, and 2 on one GPU; on CPUs 1 to 3); more than GPUs share them")
       ->check(CLI::Range(1, kMaxRanks))
       ->delimiter(',');
   command.add_option("--cases", options.cases, "Requests for each number of workers")
@@ -332,7 +367,9 @@ void AddSelftestCommand(CLI::App& app, Invocation& invocation) {
       "Starts clusters as `up` does, sends requests of every dtype, family of masks, balancer, "
       "rotate method\nand extra, forward and backward, and compares every answer with fp64 "
       "attention, computed here. Kills a\nworker under load, and measures. Ends with 0 if nothing "
-      "failed, 6 if an answer was wrong, 1 if one was\nmissing.\n");
+      "failed, 6 if an answer was wrong, 1 if one was\nmissing or this machine is at fault, 2 if "
+      "the "
+      "command line was wrong.\n");
   AddSelftestOptions(*command, *options);
   command->callback([options, &invocation] {
     invocation.run = [options, &invocation] { return RunSelftest(*options, invocation.client); };

@@ -26,7 +26,8 @@ struct SelftestCase {
   std::string group() const;
 };
 
-// How many cases in a row have every dtype with every family of masks.
+// How many cases in a row have every dtype with every family of masks. A third of them is backward;
+// of three such rounds, each pair is in one.
 inline constexpr int kCasesOfAllKinds = 48;
 
 // For exactly `workers` workers, which change nothing else of it. The lengths are at most some

@@ -13,7 +13,7 @@
 namespace ringserve {
 
 struct SelftestReport {
-  std::string command;  // that does the same; empty of --coordinator
+  std::string command;  // that does the same
   std::string device;   // "cpu" or "cuda"; with --coordinator what its workers have
   std::string listing;  // of ringserve-worker --list-devices; empty: not asked
   std::string began;    // UTC
@@ -21,7 +21,8 @@ struct SelftestReport {
   nlohmann::ordered_json clusters = nlohmann::ordered_json::array();  // StatusJson of each
   std::vector<CaseResult> results;
   std::vector<Speed> speeds;
-  std::string log;  // the end of the processes' own, of the last cluster where something failed
+  // Of each part of an own cluster that failed: the end of its processes' log at that time.
+  std::string log;
 
   int64_t Count(Outcome outcome) const;
 };

@@ -42,8 +42,12 @@ ordered_json Describe(const SelftestCase& one) {
 
 class CaseRun {
  public:
-  CaseRun(Client& client, const SelftestCase& one, std::chrono::milliseconds deadline)
-      : client_(client), one_(one), call_{.deadline = deadline, .max_attempts = 1} {
+  CaseRun(Client& client, const SelftestCase& one, std::chrono::milliseconds deadline,
+          bool may_lack)
+      : client_(client),
+        one_(one),
+        call_{.deadline = deadline, .max_attempts = 1},
+        may_lack_(may_lack) {
     result_.workers = one.header.options().workers();
     result_.group = one.group();
     result_.details = Describe(one);
@@ -64,7 +68,7 @@ class CaseRun {
     const absl::StatusOr<AttendResult> answer =
         client_.Attend(one_.header, one_.inputs(), {out_, lse_}, call_);
     result_.seconds += SecondsSince(begin);
-    if (!Answered(answer)) return false;
+    if (!Answered(one_.header.options(), answer)) return false;
     const Verification verification =
         Verify(spec, answer->statistics.plan().layout(), one_.inputs(),
                {out_, lse_, one_.header.options().lse_without_sinks()}, one_.seed);
@@ -94,7 +98,7 @@ class CaseRun {
                                 one_.bias, one_.alibi_slopes, one_.sink_logits},
                                {d_q, d_k, d_v, d_sinks}, call_);
     result_.seconds += SecondsSince(begin);
-    if (!Answered(answer)) return;
+    if (!Answered(header.options(), answer)) return;
     const ReferenceGradients right = AttentionGradients(spec, one_.inputs(), one_.d_out, one_.d_lse,
                                                         one_.header.options().lse_without_sinks());
     Judge("d_q", WorstGradient(spec, right, right.d_q, d_q, spec.dtype()));
@@ -112,22 +116,38 @@ class CaseRun {
                          worst->got, worst->expected, worst->tolerance));
   }
 
-  bool Answered(const absl::StatusOr<AttendResult>& answer) {
+  bool Answered(const v1::AttentionOptions& asked, const absl::StatusOr<AttendResult>& answer) {
     if (answer.ok()) {
-      ordered_json& plan = result_.details["plan"];
-      plan["balancer"] = NameOf(answer->statistics.plan().balancer());
-      plan["rotate"] = NameOf(answer->statistics.plan().rotate());
-      plan["workers"] = answer->statistics.plan().workers();
-      plan["request_id"] = answer->statistics.request_id();
+      const v1::PlanSummary& ran = answer->statistics.plan();
+      result_.details["plan"] = {{"balancer", NameOf(ran.balancer())},
+                                 {"rotate", NameOf(ran.rotate())},
+                                 {"workers", ran.workers()},
+                                 {"request_id", answer->statistics.request_id()}};
+      CheckPlan(asked, ran);
       return true;
     }
-    if (absl::IsUnimplemented(answer.status())) {
+    if (may_lack_ && absl::IsUnimplemented(answer.status())) {
       result_.outcome = Outcome::kSkipped;
       result_.why = answer.status().ToString();
     } else {
       Fail(answer.status().ToString());
     }
     return false;
+  }
+
+  // A right answer of something else than was asked for proves nothing of what was.
+  void CheckPlan(const v1::AttentionOptions& asked, const v1::PlanSummary& ran) {
+    if (ran.workers() != asked.workers()) {
+      Fail(absl::StrCat("ran on ", ran.workers(), " workers, not ", asked.workers()));
+    }
+    if (asked.balancer() != v1::BALANCER_AUTO && ran.balancer() != asked.balancer()) {
+      Fail(absl::StrCat("ran with balancer ", NameOf(ran.balancer()), ", not ",
+                        NameOf(asked.balancer())));
+    }
+    if (asked.rotate() != v1::ROTATE_METHOD_AUTO && ran.rotate() != asked.rotate()) {
+      Fail(absl::StrCat("ran with rotate method ", NameOf(ran.rotate()), ", not ",
+                        NameOf(asked.rotate())));
+    }
   }
 
   void Fail(const std::string& why) {
@@ -141,6 +161,7 @@ class CaseRun {
   Client& client_;
   const SelftestCase& one_;
   const CallOptions call_;
+  const bool may_lack_;
   std::vector<std::byte> out_, lse_;
   CaseResult result_;
 };
@@ -148,8 +169,8 @@ class CaseRun {
 }  // namespace
 
 CaseResult RunSelftestCase(Client& client, const SelftestCase& one,
-                           std::chrono::milliseconds deadline) {
-  return CaseRun(client, one, deadline).Do();
+                           std::chrono::milliseconds deadline, bool may_lack) {
+  return CaseRun(client, one, deadline, may_lack).Do();
 }
 
 }  // namespace ringserve

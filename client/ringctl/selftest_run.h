@@ -29,9 +29,10 @@ struct CaseResult {
 
 // Blocks; each of at most two requests ends within `deadline`, as the client library bounds it. An
 // answer is right where rows of it (verify.h) and all gradients (reference_gradients.h) are within
-// their tolerances of fp64. A request that is UNIMPLEMENTED skips the case; any other failure fails
-// it: nothing is retried.
+// their tolerances of fp64, and its plan has the workers, balancer and rotate method that were
+// asked for. A request that is UNIMPLEMENTED skips the case where the service `may_lack` things, as
+// one of another version may; any other failure fails it: nothing is retried.
 CaseResult RunSelftestCase(Client& client, const SelftestCase& one,
-                           std::chrono::milliseconds deadline);
+                           std::chrono::milliseconds deadline, bool may_lack);
 
 }  // namespace ringserve

@@ -18,7 +18,8 @@ struct Speed {
 
 // One of causal self-attention over `length` tokens, 8 heads on 2, dim 128, sent a few times to
 // `workers` workers. The answers are checked, too: the result says so, and `speed` is filled where
-// it is kPassed.
-CaseResult MeasureSpeed(Client& client, int workers, v1::DType dtype, int64_t length, Speed& speed);
+// it is kPassed. `may_lack` as in RunSelftestCase.
+CaseResult MeasureSpeed(Client& client, int workers, v1::DType dtype, int64_t length, bool may_lack,
+                        Speed& speed);
 
 }  // namespace ringserve

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/local_cluster.h"
@@ -20,7 +21,8 @@
 namespace ringserve {
 namespace {
 
-// What jobs may take on this machine altogether: a share of the memory that is free now.
+// What jobs may take altogether: a share of this machine's memory that is free now, or of a GPU's
+// whole memory.
 constexpr double kMemoryShare = 0.5;
 
 // Without it NCCL refuses two ranks on one GPU.
@@ -29,14 +31,26 @@ constexpr int kCpuWorkers = 2;
 
 struct UpOptions {
   std::optional<int> workers;
-  std::string device = "auto";
-  int threads = 0;  // 0: the cores shared out
+  std::string device;  // empty: as RINGSERVE_DEVICE says; never once RunUp has begun
+  int threads = 0;     // 0: the cores shared out
   std::string listen = "127.0.0.1:7070";
   uint64_t memory_bytes = 0;  // 0: the memory shared out
   bool insecure = false;
   bool until_eof = false;
   std::string log_level;
 };
+
+// The variable of ringserve-worker, whose values it takes, and "cuda".
+constexpr char kDeviceVariable[] = "RINGSERVE_DEVICE";
+
+// Why it names no devices; empty: it does. As CLI11 wants it.
+std::string DeviceError(const std::string& device) {
+  if (device == "auto" || device == "cpu" || device == "cuda" ||
+      absl::StartsWith(device, "cuda:")) {
+    return "";
+  }
+  return absl::StrCat("is '", device, "': must be auto, cpu, cuda or cuda:N");
+}
 
 // What jobs may take on each of `workers` that share `gpus`: as much of every one as of the least.
 absl::StatusOr<uint64_t> ShareOfGpu(const std::vector<Gpu>& gpus, int workers) {
@@ -76,12 +90,29 @@ absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
   if (options.device == "cpu") return ShareOutCpu(options, cluster);
   const absl::StatusOr<MachineDevices> machine = AskDevices(cluster.worker_program);
   if (!machine.ok()) return machine.status();
-  if (!machine->gpus.empty()) return ShareOutGpus(options, machine->gpus, cluster);
+  std::vector<Gpu> gpus = machine->gpus;
+  if (absl::StartsWith(options.device, "cuda:")) {
+    std::erase_if(gpus, [&](const Gpu& gpu) { return gpu.name != options.device; });
+    if (gpus.empty() && !machine->gpus.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "--device ", options.device, ": `ringserve-worker --list-devices` offers no such GPU"));
+    }
+  }
+  if (!gpus.empty()) return ShareOutGpus(options, gpus, cluster);
   if (options.device == "auto") return ShareOutCpu(options, cluster);
-  return absl::FailedPreconditionError(absl::StrCat("--device cuda: ", machine->why_no_gpu));
+  return absl::FailedPreconditionError(
+      absl::StrCat("--device ", options.device, ": ", machine->why_no_gpu));
 }
 
-int RunUp(const UpOptions& options, const ClientOptions& client) {
+int RunUp(UpOptions options, const ClientOptions& client) {
+  if (options.device.empty()) {
+    const char* const device = std::getenv(kDeviceVariable);
+    options.device = device == nullptr || *device == '\0' ? "auto" : device;
+    const std::string error = DeviceError(options.device);
+    if (!error.empty()) {
+      return Misused(absl::InvalidArgumentError(absl::StrCat(kDeviceVariable, " ", error)));
+    }
+  }
   LocalClusterOptions cluster = {
       .listen = options.listen,
       .threads = options.threads,
@@ -122,7 +153,7 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
   command->footer(
       "Prints each process's role and pid, and `ready ADDRESS` once all workers have joined. What "
       "dies is started\nagain. The processes log to stderr and obey their own RINGSERVE_* "
-      "variables as well.\n");
+      "variables as well,\nbut for addresses, threads and memory, which are shared out here.\n");
   command
       ->add_option("--workers", options->workers,
                    "How many worker processes (default: one for each GPU; without GPUs 2)")
@@ -130,9 +161,9 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
   command
       ->add_option("--device", options->device,
                    "cpu; cuda: worker i gets GPU i, from 0 again where there are more workers; "
-                   "auto: GPUs where there are any")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+                   "cuda:N: that GPU for all; auto: GPUs where there are any (default: "
+                   "RINGSERVE_DEVICE, else auto)")
+      ->check(DeviceError);
   command
       ->add_option("--threads", options->threads,
                    "Threads of each worker (default: the cores shared out)")
@@ -144,7 +175,8 @@ void AddUpCommand(CLI::App& app, Invocation& invocation) {
   command
       ->add_option("--memory-bytes", options->memory_bytes,
                    "What jobs may take on each worker (16GiB is understood; default: half of what "
-                   "is free, shared out; a GPU's only worker: what it finds right)")
+                   "is free, shared out; of a GPU's memory where workers share one; a GPU's only "
+                   "worker: half of what it finds free)")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(uint64_t{1}, kMaxWorkerMemoryBytes));
   command->add_flag("--insecure", options->insecure,

@@ -58,7 +58,7 @@ TEST_F(SelftestOverClusters, PassesOnCpusAndReportsEveryCase) {
   EXPECT_EQ(last["outcome"], "passed");
   EXPECT_EQ(last["plan"]["workers"], 2);
   EXPECT_GT(last["verify"]["tolerance_out"], 0);
-  EXPECT_EQ(report_["groups"].size(), 14u) << report_["groups"];
+  EXPECT_EQ(report_["groups"].size(), 12u) << report_["groups"];
 }
 
 TEST_F(SelftestOverClusters, KillsAWorkerUnderLoadAndMeasures) {
@@ -82,6 +82,34 @@ TEST_F(SelftestOverClusters, SkipsEverythingWithTheReasonWhereThereIsNoGpu) {
   EXPECT_THAT(selftest->output(), HasSubstr("selftest: 0 passed, 0 failed, 10 skipped, on cuda"));
   EXPECT_EQ(report_["summary"]["skipped"], 10);
   EXPECT_THAT(report_["cases"][0]["why"].get<std::string>(), HasSubstr("no CUDA device: "));
+}
+
+TEST_F(SelftestOverClusters, ServesAndAsksOverTlsWhereTheEnvironmentSaysSo) {
+  const std::string certs = folder_.Path("certs");
+  const std::string command =
+      std::string(RINGSERVE_TEST_DATA) + "/../deploy/make-certs " + certs + " all >/dev/null";
+  ASSERT_EQ(std::system(command.c_str()), 0) << command;
+  auto selftest = spawner_.Start(
+      Binary("ringctl"),
+      {"selftest", "--device", "cpu", "--workers", "1", "--only", "cases", "--cases", "3"},
+      {{"RINGSERVE_TLS_CERT", certs + "/all.crt"},
+       {"RINGSERVE_TLS_KEY", certs + "/all.key"},
+       {"RINGSERVE_TLS_CA", certs + "/ca.crt"}});
+  EXPECT_EQ(selftest->WaitForExit(3 * kPatience), 0) << selftest->output() << selftest->log();
+  EXPECT_THAT(selftest->output(), HasSubstr("selftest: 3 passed, 0 failed"));
+}
+
+TEST_F(SelftestOverClusters, ReportsTheLogOfAPartThatFailedAndTheWholeCommand) {
+  const auto selftest = Run({"--device", "cpu", "--workers", "1", "--only", "cases", "--cases", "1",
+                             "--deadline", "0.001"});
+  EXPECT_EQ(exit_, 1) << selftest->output() << selftest->log();
+  ASSERT_FALSE(report_.is_discarded());
+  EXPECT_THAT(report_["log"].get<std::string>(), HasSubstr("After cases, workers: 1\n"));
+  const std::string command =
+      " selftest --only cases --device cpu --workers 1 --cases 1 --seed 0 "
+      "--deadline 0.001";
+  EXPECT_THAT(report_["command"].get<std::string>(), HasSubstr(command));
+  EXPECT_EQ(report_["cases"][0]["replay"], report_["command"]);
 }
 
 TEST_F(SelftestOverClusters, SaysWhyAClusterDoesNotStart) {

@@ -2,6 +2,7 @@
 // answer of a service passes.
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <set>
 #include <string>
 #include <utility>
@@ -13,6 +14,8 @@
 #include "client/ringctl/machine_devices.h"
 #include "client/ringctl/reference_gradients.h"
 #include "client/ringctl/selftest_case.h"
+#include "client/ringctl/selftest_run.h"
+#include "client/ringctl/selftest_speed.h"
 #include "proto/validate.h"
 #include "tests/client/fake_attention.h"
 #include "tests/support/backward_oracle.h"
@@ -68,6 +71,15 @@ TEST(SelftestCase, ARoundHasEveryDTypeWithEveryMaskAndEverythingElse) {
   EXPECT_GT(extras.size(), 4u);
 }
 
+TEST(SelftestCase, ThreeRoundsHaveTheGradientsOfEveryDTypeWithEveryMask) {
+  std::set<std::pair<int, std::string>> backward;
+  for (uint64_t seed = 0; seed < 3 * kCasesOfAllKinds; ++seed) {
+    const SelftestCase one = MakeSelftestCase(seed, 2);
+    if (one.backward) backward.emplace(one.header.spec().dtype(), one.mask);
+  }
+  EXPECT_EQ(backward.size(), static_cast<size_t>(kCasesOfAllKinds));
+}
+
 TEST(SelftestCase, IsMadeFromItsSeedAloneWhateverTheWorkers) {
   for (uint64_t seed = 0; seed < 12; ++seed) {
     const SelftestCase one = MakeSelftestCase(seed, 1);
@@ -90,11 +102,24 @@ void ExpectSame(const std::vector<double>& actual, const ReferenceGradient& expe
   }
 }
 
+// That `right` passes in the spec's dtype, and does not with one number spoilt.
+void ExpectTellsWrong(const v1::AttentionSpec& spec, const ringserve::ReferenceGradients& gradients,
+                      const ringserve::ReferenceGradient& right) {
+  const auto excess = [&](const std::vector<double>& values) {
+    const std::vector<std::byte> answer = FromDoubles(values, spec.dtype());
+    return WorstGradient(spec, gradients, right, answer, spec.dtype())->excess();
+  };
+  EXPECT_LE(excess(right.values), 1);
+  std::vector<double> wrong = right.values;
+  wrong.back() += 0.5 + std::abs(wrong.back());
+  EXPECT_GT(excess(wrong), 1);
+}
+
 TEST(ReferenceGradients, AreTheOraclesOverEveryMaskAndExtra) {
-  for (uint64_t seed = 2; seed < kCasesOfAllKinds; seed += 3) {
+  for (uint64_t seed = 0; seed < 3 * kCasesOfAllKinds; ++seed) {
     SCOPED_TRACE(seed);
     const SelftestCase one = MakeSelftestCase(seed, 1);
-    ASSERT_TRUE(one.backward);
+    if (!one.backward) continue;
     const v1::AttentionSpec& spec = one.header.spec();
     const bool bare = one.header.options().lse_without_sinks();
     const auto gradients = AttentionGradients(spec, one.inputs(), one.d_out, one.d_lse, bare);
@@ -108,17 +133,25 @@ TEST(ReferenceGradients, AreTheOraclesOverEveryMaskAndExtra) {
       ExpectSame(gradients.d_sink_logits.values,
                  {expected.d_sinks.values, expected.d_sinks.magnitudes});
     }
-    std::vector<std::byte> answer = FromDoubles(expected.d_k.values, spec.dtype());
-    EXPECT_LE(WorstGradient(spec, gradients, gradients.d_k, answer, spec.dtype())->excess(), 1);
-    std::vector<double> wrong = expected.d_k.values;
-    wrong.back() += 0.5 + std::abs(wrong.back());
-    answer = FromDoubles(wrong, spec.dtype());
-    EXPECT_GT(WorstGradient(spec, gradients, gradients.d_k, answer, spec.dtype())->excess(), 1);
+    ExpectTellsWrong(spec, gradients, gradients.d_q);
+    ExpectTellsWrong(spec, gradients, gradients.d_k);
+    ExpectTellsWrong(spec, gradients, gradients.d_v);
   }
 }
 
-// Right answers by the oracle, but for one number of the call `wrong`; no gradients.
-grpc::Status AnswerAllButOne(FakeAttention::Stream& stream, int call, int wrong) {
+// Says that all was done as it was asked for, but for `workers` where that is not 0.
+void SendPlan(FakeAttention::Stream& stream, const v1::AttentionOptions& asked, int workers) {
+  v1::AttendResponse response;
+  v1::PlanSummary& plan = *response.mutable_statistics()->mutable_plan();
+  plan.set_balancer(asked.balancer());
+  plan.set_rotate(asked.rotate());
+  plan.set_workers(workers != 0 ? workers : asked.workers());
+  stream.Write(response);
+}
+
+// Right answers by the oracle, but for the last number of the call `wrong`, which is of a row that
+// is always looked at; no gradients.
+grpc::Status AnswerAllButOne(FakeAttention::Stream& stream, int call, int wrong, int workers = 0) {
   const Upload upload = ReadUpload(stream);
   if (upload.others.count(v1::TENSOR_ID_D_OUT) > 0) {
     return {grpc::StatusCode::UNIMPLEMENTED, "gradients: this is a fake"};
@@ -148,7 +181,7 @@ grpc::Status AnswerAllButOne(FakeAttention::Stream& stream, int call, int wrong)
   send(v1::TENSOR_ID_OUT, right.out, spec.dtype());
   send(v1::TENSOR_ID_LSE, bare ? right.lse_without_sinks : right.lse,
        spec.dtype() == v1::DTYPE_F64 ? v1::DTYPE_F64 : v1::DTYPE_F32);
-  SendStatistics(stream);
+  SendPlan(stream, upload.header.options(), workers);
   return grpc::Status::OK;
 }
 
@@ -176,9 +209,36 @@ TEST_F(SelftestOverFake, CatchesOneWrongNumberAndSaysHowToSeeItAgain) {
   EXPECT_THAT(selftest->output(), HasSubstr("FAILED forward "));
   EXPECT_THAT(selftest->output(), HasSubstr(", should be "));
   EXPECT_THAT(selftest->output(),
-              HasSubstr("again: ringctl selftest --only cases --coordinator " + server.address() +
-                        " --workers 2 --cases 1 --seed 31\n"));
+              HasSubstr("again: " + std::filesystem::canonical(Binary("ringctl")).string() +
+                        " selftest --only cases --coordinator " + server.address() +
+                        " --workers 2 --cases 1 --seed 31 --deadline 60\n"));
   EXPECT_THAT(selftest->output(), HasSubstr("SKIPPED: UNIMPLEMENTED: gradients: this is a fake"));
+}
+
+TEST_F(SelftestOverFake, TakesNoRightAnswerOfFewerWorkersThanWereAskedFor) {
+  FakeAttention server([](FakeAttention::Stream& stream, grpc::ServerContext&, int call) {
+    return AnswerAllButOne(stream, call, 0, 1);
+  });
+  const auto selftest =
+      Run(server, {"--only", "cases", "--workers", "2", "--cases", "1", "--seed", "30"});
+  EXPECT_EQ(exit_, 1) << selftest->output() << selftest->log();
+  EXPECT_THAT(selftest->output(), HasSubstr("ran on 1 workers, not 2"));
+}
+
+TEST_F(SelftestOverFake, SkipsWhatIsUnimplementedOnlyWhereTheServiceMayLackIt) {
+  FakeAttention server([](FakeAttention::Stream&, grpc::ServerContext&, int) {
+    return grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "later");
+  });
+  const auto client = Client::Connect({.server = server.address()});
+  ASSERT_TRUE(client.ok());
+  for (const bool may_lack : {false, true}) {
+    const Outcome expected = may_lack ? Outcome::kSkipped : Outcome::kFailed;
+    const auto result = RunSelftestCase(**client, MakeSelftestCase(0, 1), kPatience, may_lack);
+    EXPECT_EQ(result.outcome, expected);
+    EXPECT_THAT(result.why, HasSubstr("later"));
+    Speed speed;
+    EXPECT_EQ(MeasureSpeed(**client, 1, v1::DTYPE_F32, 8, may_lack, speed).outcome, expected);
+  }
 }
 
 TEST_F(SelftestOverFake, AsksAServiceThatAnswersNothingFewQuestions) {
@@ -200,8 +260,18 @@ TEST_F(SelftestOverFake, FailsWithoutWorkersAndKillsNobodysWorker) {
   EXPECT_EQ(exit_, 1) << selftest->output();
   EXPECT_THAT(selftest->output(), HasSubstr("there are no workers"));
   selftest = Run(server, {"--only", "faults", "--workers", "1"});
-  EXPECT_EQ(exit_, 0) << selftest->output();
-  EXPECT_THAT(selftest->output(), HasSubstr("SKIPPED: the workers of a service that somebody"));
+  EXPECT_EQ(exit_, 2) << selftest->output();
+  EXPECT_THAT(selftest->log(), HasSubstr("--only faults: not with --coordinator"));
+}
+
+TEST_F(SelftestOverFake, SaysThatAnAnswerIsWrongAlsoWhereTheReportCannotBeWritten) {
+  FakeAttention server([](FakeAttention::Stream& stream, grpc::ServerContext&, int call) {
+    return AnswerAllButOne(stream, call, 1);
+  });
+  const auto selftest =
+      Run(server, {"--only", "cases", "--workers", "1", "--cases", "1", "--report", "/dev/full"});
+  EXPECT_EQ(exit_, 6) << selftest->output() << selftest->log();
+  EXPECT_THAT(selftest->log(), HasSubstr("/dev/full could not be written"));
 }
 
 TEST_F(SelftestOverFake, RefusesAReportThatCannotBeWrittenBeforeItAsksAnything) {

@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "ringserve/client.h"
+#include "tests/client/ringctl/scratch_folder.h"
 #include "tests/support/process.h"
 #include "tests/support/wait.h"
 
@@ -190,6 +191,71 @@ TEST_F(Up, StartsWorkersOfTheDeviceThatIsAskedFor) {
   if (!AwaitReady(*up).empty()) GTEST_SKIP() << "this machine has a GPU";
   EXPECT_EQ(up->WaitForExit(), 2);
   EXPECT_THAT(up->log(), HasSubstr("--device cuda: no CUDA device: "));
+}
+
+TEST_F(Up, ObeysTheWorkersVariableWhereNoDeviceIsAskedFor) {
+  const std::vector<std::string> flags = {"up", "--workers", "1", "--listen", "127.0.0.1:0"};
+  auto up = spawner_.Start(Binary("ringctl"), flags, {{"RINGSERVE_DEVICE", "cpu"}});
+  ASSERT_FALSE(AwaitReady(*up).empty()) << up->log();
+  EXPECT_TRUE(up->WaitForLog("device=cpu"));
+  up = spawner_.Start(Binary("ringctl"), flags, {{"RINGSERVE_DEVICE", "gpu"}});
+  EXPECT_EQ(up->WaitForExit(), 2);
+  EXPECT_THAT(up->log(), HasSubstr("RINGSERVE_DEVICE is 'gpu': must be auto, cpu, cuda or cuda:N"));
+}
+
+// A copy of ringctl beside a worker of ours, whose list of devices a script prints, and which says
+// on stderr what it is started with.
+class UpOverGpus : public Up {
+ protected:
+  void SetUp() override {
+    namespace fs = std::filesystem;
+    fs::copy_file(Binary("ringctl"), folder_.Path("ringctl"));
+    fs::create_symlink(Binary("ringserve-server"), folder_.Path("ringserve-server"));
+  }
+  std::unique_ptr<Process> Start(const std::string& listing, std::vector<std::string> flags) {
+    const std::string worker =
+        folder_.Write("ringserve-worker",
+                      "#!/bin/sh\ncase \"$*\" in *--list-devices*)\n" + listing +
+                          ";;\n*)\necho \"shared=$NCCL_MULTI_RANK_GPU_ENABLE $*\" >&2\n"
+                          "i=0\nwhile [ $((i += 1)) -lt 200 ] && kill -0 $PPID\ndo sleep 0.05\n"
+                          "done;;\nesac\n");
+    std::filesystem::permissions(worker, std::filesystem::perms::owner_all);
+    flags.insert(flags.begin(), {"up", "--listen", "127.0.0.1:0"});
+    return spawner_.Start(folder_.Path("ringctl"), flags, {{"RINGSERVE_DEVICE", ""}});
+  }
+
+  static constexpr char kTwo[] =
+      "echo 'cuda:0  X, compute capability 9.0, 8.0 GiB'\n"
+      "echo 'cuda:1  X, compute capability 9.0, 4.0 GiB'\n";
+  ScratchFolder folder_;
+};
+
+TEST_F(UpOverGpus, GivesEachAWorkerAndThenSharesThemOut) {
+  auto up = Start(kTwo, {});
+  for (const char* gpu : {"cuda:0", "cuda:1"}) {
+    const auto line = up->WaitForLogLine({"--device", gpu});
+    ASSERT_TRUE(line.has_value()) << up->log();
+    EXPECT_THAT(*line, HasSubstr("shared= "));
+    EXPECT_THAT(*line, Not(HasSubstr("--memory-bytes")));
+  }
+  up = Start(kTwo, {"--workers", "3"});
+  for (const char* gpu : {"cuda:0", "cuda:1"}) {
+    const auto line = up->WaitForLogLine({"--device", gpu, "--memory-bytes 1073741824"});
+    ASSERT_TRUE(line.has_value()) << up->log();
+    EXPECT_THAT(*line, HasSubstr("shared=1 "));
+  }
+  up = Start(kTwo, {"--device", "cuda:1"});
+  EXPECT_TRUE(up->WaitForLogLine({"--device", "cuda:1"})) << up->log();
+  EXPECT_THAT(up->log(), Not(HasSubstr("cuda:0")));
+}
+
+TEST_F(UpOverGpus, RefusesAGpuThatIsNotThereAndFailsWhereNobodyKnows) {
+  auto up = Start(kTwo, {"--device", "cuda:2"});
+  EXPECT_EQ(up->WaitForExit(), 2) << up->log();
+  EXPECT_THAT(up->log(), HasSubstr("--device cuda:2: "));
+  up = Start("exit 3\n", {});
+  EXPECT_EQ(up->WaitForExit(), 1) << up->log();
+  EXPECT_THAT(up->log(), HasSubstr("--list-devices exited with status 3"));
 }
 
 TEST_F(Up, ListensOnAUnixSocketAndRemovesIt) {
