@@ -122,7 +122,8 @@ double Largest(const std::vector<double>& numbers) {
 Errors Floor(const v1::AttentionSpec& spec, const Reference& reference, int workers) {
   const bool widest = spec.dtype() == v1::DTYPE_F64;
   const double lse = UnitRoundoff(widest ? v1::DTYPE_F64 : v1::DTYPE_F32) * Largest(reference.lse);
-  return {UnitRoundoff(spec.dtype()) * Largest(reference.out), widest ? (1 + 2 * workers) * lse : lse};
+  return {UnitRoundoff(spec.dtype()) * Largest(reference.out),
+          widest ? (1 + 2 * workers) * lse : lse};
 }
 
 class Accuracy : public ::testing::TestWithParam<Setting> {};

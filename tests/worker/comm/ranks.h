@@ -60,7 +60,7 @@ class Transport {
 struct Implementation {
   std::string name;
   std::function<std::unique_ptr<Transport>()> make;
-  std::string missing = {};  // what this machine lacks for it; empty: nothing
+  std::string missing = {};               // what this machine lacks for it; empty: nothing
   std::function<void()> prepare = [] {};  // before the ranks begin, where all of them come from
   bool carries_tags = true;
   bool sees_peers = true;  // that they do not fit, or are gone
