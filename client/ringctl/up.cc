@@ -63,14 +63,13 @@ absl::StatusOr<uint64_t> ShareOfGpu(const std::vector<Gpu>& gpus, int workers) {
                    " GPUs of unknown memory: say with --memory-bytes what each may take"));
 }
 
-absl::Status ShareOutCpu(const UpOptions& options, LocalClusterOptions& cluster) {
+void ShareOutCpu(const UpOptions& options, LocalClusterOptions& cluster) {
   if (options.device == "cpu") cluster.devices = {"cpu"};
   cluster.workers = options.workers.value_or(kCpuWorkers);
   if (cluster.memory_bytes == 0) {
     cluster.memory_bytes = static_cast<uint64_t>(static_cast<double>(AvailableMemoryBytes()) *
                                                  kMemoryShare / cluster.workers);
   }
-  return absl::OkStatus();
 }
 
 absl::Status ShareOutGpus(const UpOptions& options, const std::vector<Gpu>& gpus,
@@ -87,7 +86,10 @@ absl::Status ShareOutGpus(const UpOptions& options, const std::vector<Gpu>& gpus
 
 // Sets devices, workers and memory, each as asked or as this machine has them.
 absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
-  if (options.device == "cpu") return ShareOutCpu(options, cluster);
+  if (options.device == "cpu") {
+    ShareOutCpu(options, cluster);
+    return absl::OkStatus();
+  }
   const absl::StatusOr<MachineDevices> machine = AskDevices(cluster.worker_program);
   if (!machine.ok()) return machine.status();
   std::vector<Gpu> gpus = machine->gpus;
@@ -99,7 +101,10 @@ absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
     }
   }
   if (!gpus.empty()) return ShareOutGpus(options, gpus, cluster);
-  if (options.device == "auto") return ShareOutCpu(options, cluster);
+  if (options.device == "auto") {
+    ShareOutCpu(options, cluster);
+    return absl::OkStatus();
+  }
   return absl::FailedPreconditionError(
       absl::StrCat("--device ", options.device, ": ", machine->why_no_gpu));
 }

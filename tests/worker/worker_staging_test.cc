@@ -114,7 +114,7 @@ class AnyCall {
     }
     ASSERT_TRUE(memory_.Settle().ok());
     std::unique_ptr<TensorMemory::Fetch> ahead;
-    std::vector<DataChunk> unsent;  // which nobody reads for now
+    std::vector<DataChunk> unsent;  // that nobody has read yet
     for (int i = 0; i < tensors; ++i) {
       for (uint64_t begin = 0; begin < sent[i].size();) {
         if (++step > end) return;

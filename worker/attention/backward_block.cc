@@ -9,6 +9,7 @@
 
 #include "worker/attention/block.h"
 #include "worker/attention/gradient_rows.h"
+#include "worker/attention/partial.h"
 #include "worker/attention/row_blend.h"
 #include "worker/attention/row_terms.h"
 
@@ -285,7 +286,7 @@ class BackwardBlock {
 
 at::Tensor RowDeltas(const at::Tensor& out, const at::Tensor& d_out, const at::Tensor& d_lse) {
   constexpr int64_t kRowsAtOnce = 1024;
-  const at::ScalarType wide = out.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType wide = WideType(out.scalar_type());
   const int64_t rows = out.size(2);
   at::Tensor delta = at::empty({out.size(0), out.size(1), rows}, out.options().dtype(wide));
   for (int64_t head = 0; head < out.size(0) * out.size(1); ++head) {
@@ -309,7 +310,7 @@ at::Tensor SinkGradients(const at::Tensor& sink_logits, const at::Tensor& lse,
 void CheckGradients(const Gradients& into, const AnsweredQueries& queries, const at::Tensor& k,
                     const at::Tensor& v) {
   const at::ScalarType type = queries.q.scalar_type();
-  const at::ScalarType wide = type == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType wide = WideType(type);
   for (const at::Tensor* tensor : {&queries.d_out, &k, &v})
     TORCH_CHECK(tensor->scalar_type() == type, "numbers of different types");
   for (const at::Tensor* tensor : {&queries.lse, &queries.delta, &into.d_q, &into.d_k, &into.d_v})

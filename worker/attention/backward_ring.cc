@@ -5,14 +5,11 @@
 #include <utility>
 
 #include "worker/attention/backward_block.h"
+#include "worker/attention/partial.h"
 #include "worker/attention/ring_work.h"
 
 namespace ringserve {
 namespace {
-
-at::ScalarType WideOf(at::ScalarType type) {
-  return type == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 class BackwardRing {
  public:
@@ -52,7 +49,7 @@ class BackwardRing {
 
  private:
   static ShardFormat Widened(ShardFormat format) {
-    format.dtype = WideOf(format.dtype);
+    format.dtype = WideType(format.dtype);
     return format;
   }
   std::vector<int64_t> ShardBytes(const ShardFormat& format) const;

@@ -17,10 +17,6 @@ at::Tensor Scores(const at::Tensor& q, const at::Tensor& k, double scale) {
 
 }  // namespace
 
-at::ScalarType WideType(at::ScalarType type) {
-  return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 Partial AttendByProducts(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          const at::Tensor& mask, double scale) {
   const at::ScalarType wide = WideType(q.scalar_type());

@@ -10,9 +10,6 @@
 
 namespace ringserve {
 
-// fp64 for fp64, else fp32.
-at::ScalarType WideType(at::ScalarType type);
-
 // q [B, Hq, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv] of one type, any strides; Hq is a
 // multiple of Hkv. `mask` is undefined, or of the wide type, [B or 1, Hq or 1, Sq, Sk]: it is added
 // to the scaled scores. Holds B Hq Sq Sk scores, and wide copies of what is given.

@@ -7,6 +7,11 @@
 
 namespace ringserve {
 
+// What numbers of `type` are accumulated in: fp64 for fp64, else fp32.
+inline at::ScalarType WideType(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // For a block of queries: `out` is the softmax-weighted mean of the values seen so far, `lse` the
 // natural log of the sum of exp of their scores. Views, any strides; the last dim of `out` is
 // contiguous. Where lse is -inf nothing was seen, and `out` holds anything: it is never read there.

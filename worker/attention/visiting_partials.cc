@@ -8,7 +8,7 @@ namespace ringserve {
 namespace {
 
 ShardFormat FormatOfPartials(ShardFormat format) {
-  format.dtype = format.dtype == at::kDouble ? at::kDouble : at::kFloat;
+  format.dtype = WideType(format.dtype);
   format.head_major = true;
   return format;
 }
