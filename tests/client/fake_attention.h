@@ -13,6 +13,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "proto/protocol.h"
 #include "ringserve/v1/attention.grpc.pb.h"
 
@@ -47,8 +49,11 @@ class FakeAttention : private v1::Attention::Service {
   int calls() const { return calls_; }  // of either method
   int backward_calls() const { return backward_calls_; }
 
-  // What GetCluster answers from now on; before any call of it.
-  v1::GetClusterResponse cluster;
+  // What GetCluster answers from now on. A lock, for calls are answered by threads of the server.
+  void SetCluster(v1::GetClusterResponse cluster) {
+    absl::MutexLock lock(&mu_);
+    cluster_ = std::move(cluster);
+  }
 
  private:
   grpc::Status Attend(grpc::ServerContext* context, Stream* stream) override {
@@ -66,13 +71,16 @@ class FakeAttention : private v1::Attention::Service {
   }
   grpc::Status GetCluster(grpc::ServerContext*, const v1::GetClusterRequest*,
                           v1::GetClusterResponse* response) override {
-    *response = cluster;
+    absl::MutexLock lock(&mu_);
+    *response = cluster_;
     response->set_version("fake");
     return grpc::Status::OK;
   }
 
   const Script script_;
   std::atomic<int> calls_{0}, backward_calls_{0};
+  absl::Mutex mu_;
+  v1::GetClusterResponse cluster_ ABSL_GUARDED_BY(mu_);
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
 };

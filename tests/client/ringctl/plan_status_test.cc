@@ -109,10 +109,12 @@ TEST_F(PlanStatus, StatusIsClearWhereThereAreNoWorkers) {
 }
 
 TEST_F(PlanStatus, StatusShowsTheGpuOfEachWorkerWhereThereAreAny) {
-  v1::Worker& worker = *server_.cluster.add_workers();
+  v1::GetClusterResponse cluster;
+  v1::Worker& worker = *cluster.add_workers();
   worker.set_id("w1");
   worker.set_device("cpu");
   worker.set_libtorch("2.15.0");
+  server_.SetCluster(cluster);
   EXPECT_THAT(Ringctl({"status"}).out,
               AllOf(HasSubstr("LIBTORCH\n"), HasSubstr("2.15.0\n"), Not(HasSubstr("NCCL"))));
   EXPECT_EQ(Ringctl({"status", "--json"}).Json()["workers"][0]["nccl"], "");
@@ -122,6 +124,7 @@ TEST_F(PlanStatus, StatusShowsTheGpuOfEachWorkerWhereThereAreAny) {
   worker.set_driver("580.65.06");
   worker.set_cuda("13.2");
   worker.set_nccl("2.30.7");
+  server_.SetCluster(cluster);
   EXPECT_THAT(Ringctl({"status"}).out,
               AllOf(HasSubstr("LIBTORCH  GPU          DRIVER     CUDA  NCCL\n"),
                     HasSubstr("2.15.0    NVIDIA H200  580.65.06  13.2  2.30.7\n"),
