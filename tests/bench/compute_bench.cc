@@ -33,7 +33,7 @@ struct Setting {
   int workers = 2;
   int64_t length = 0;  // 0: as the measurement says
   v1::DType dtype = v1::DTYPE_F32;
-  int turns = 3;
+  int turns = 0;  // 0: as the measurement says
 };
 
 v1::AttentionSpec SpecOf(const NamedMask& mask, v1::DType dtype) {
@@ -112,7 +112,7 @@ int Area(const Setting& setting) {
     inputs.push_back(InputsOf(spec));
     measured.push_back({mask.name, {*std::move(plan)}});
   }
-  for (int turn = 0; turn < setting.turns; ++turn) {
+  for (int turn = 0; turn < (setting.turns > 0 ? setting.turns : 3); ++turn) {
     // The others take so little that more turns are a better use of the time.
     for (size_t i = 0; i < measured.size(); ++i) {
       for (int again = i == 0 ? 1 : 3; again > 0; --again) Run(inputs[i], measured[i].second);
@@ -164,6 +164,28 @@ std::vector<Choice> FixedChoices(const v1::AttentionSpec& spec, int workers) {
   return choices;
 }
 
+// Measures `choices` in turns; after the second, those far behind the best are out, all but
+// `taken`: more turns of the rest are a better use of the time. Each starts a turn as often as
+// others: a start finds the processor in another state.
+void Race(const test::Inputs& inputs, int turns, size_t taken, std::vector<Choice>& choices) {
+  constexpr double kFarBehind = 1.25;
+  std::vector<size_t> runners(choices.size());
+  std::iota(runners.begin(), runners.end(), 0);
+  for (int turn = 0; turn < turns; ++turn) {
+    for (size_t i = 0; i < runners.size(); ++i)
+      Run(inputs, choices[runners[(turn + i) % runners.size()]]);
+    // What takes little is measured more often: noise is a larger part of it.
+    if (turn == 0)
+      turns = std::max(turns, std::min(40, static_cast<int>(2 / choices[taken].seconds)));
+    if (turn == 0) continue;
+    double best = std::numeric_limits<double>::infinity();
+    for (const size_t runner : runners) best = std::min(best, choices[runner].seconds);
+    std::erase_if(runners, [&](size_t runner) {
+      return runner != taken && choices[runner].seconds > kFarBehind * best;
+    });
+  }
+}
+
 int Auto(const Setting& setting, const std::string& only, bool verbose) {
   const int64_t length = setting.length > 0 ? setting.length : 8'192;
   std::printf("S = %lld, %d workers of one thread, %s, heads 8:2, dim 128: the slowest rank\n\n",
@@ -186,12 +208,7 @@ int Auto(const Setting& setting, const std::string& only, bool verbose) {
     });
     const size_t fixed = choices.size(), taken = same - choices.begin();
     if (taken == fixed) choices.push_back({*plan});
-    int turns = setting.turns;
-    for (int turn = 0; turn < turns; ++turn) {
-      for (Choice& choice : choices) Run(inputs, choice);
-      // What takes little is measured more often: noise is a larger part of it.
-      if (turn == 0) turns = std::clamp(static_cast<int>(1 / choices[taken].seconds), turns, 20);
-    }
+    Race(inputs, setting.turns > 0 ? setting.turns : 20, taken, choices);
     const Choice& chosen = choices[taken];
     const Choice& best =
         *std::min_element(choices.begin(), choices.begin() + static_cast<int64_t>(fixed),

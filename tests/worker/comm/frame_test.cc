@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "proto/protocol.h"
 #include "proto/wire.h"
 #include "ringserve/v1/shard.pb.h"
@@ -53,7 +54,7 @@ TEST(Frame, IsTheMessageOfTheProto) {
   EXPECT_EQ(frame.step(), UINT32_MAX);
   EXPECT_EQ(frame.offset(), uint64_t{1} << 40);
   EXPECT_EQ(frame.size(), uint64_t{1} << 41);
-  EXPECT_EQ(frame.data(), std::string(300, 'a') + "bbbbb");
+  EXPECT_EQ(frame.data(), absl::StrCat(std::string(300, 'a'), "bbbbb"));
 }
 
 TEST(Frame, OfAnEmptyTransferHasNoData) {
