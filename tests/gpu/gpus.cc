@@ -1,24 +1,16 @@
 #include "tests/gpu/gpus.h"
 
-#include <cuda_runtime_api.h>
+#include "absl/strings/str_cat.h"
+#include "worker/cuda_machine.h"
+#include "worker/device.h"
 
 namespace ringserve::test {
 
-int GpuCount() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
-}
+int GpuCount() { return static_cast<int>(AskCuda().devices.size()); }
 
 std::string WhyNoGpu() {
-  int count = 0;
-  const cudaError_t result = cudaGetDeviceCount(&count);
-  if (result != cudaSuccess) return std::string("no GPU: ") + cudaGetErrorString(result);
-  if (count == 0) return "no GPU: the driver sees none";
-  cudaDeviceProp properties;
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess)
-    return "no GPU: cuda:0 does not answer";
-  const bool served = 10 * properties.major + properties.minor >= 75;  // as worker/device.cc
-  return served ? "" : std::string("no GPU: cuda:0 is too old: ") + properties.name;
+  const absl::StatusOr<std::string> device = ChooseDevice("cuda:0", AskCuda());
+  return device.ok() ? "" : absl::StrCat("no GPU: ", device.status().message());
 }
 
 }  // namespace ringserve::test
