@@ -9,13 +9,10 @@
 namespace ringserve {
 namespace {
 
-CudaDevice Ask(int index, std::string& error) {
+CudaDevice Ask(int index) {
   cudaDeviceProp properties;
   const cudaError_t asked = cudaGetDeviceProperties(&properties, index);
-  if (asked != cudaSuccess) {
-    error = cudaGetErrorString(asked);
-    return {};
-  }
+  if (asked != cudaSuccess) return {.error = cudaGetErrorString(asked)};
   return {.name = properties.name,
           .major = properties.major,
           .minor = properties.minor,
@@ -42,9 +39,7 @@ CudaMachine AskCuda() {
                      counted == cudaErrorInsufficientDriver;
   if (!known) machine.error = cudaGetErrorString(counted);
   if (counted != cudaSuccess) return machine;
-  for (int index = 0; index < count && machine.error.empty(); ++index) {
-    machine.devices.push_back(Ask(index, machine.error));
-  }
+  for (int index = 0; index < count; ++index) machine.devices.push_back(Ask(index));
   return machine;
 }
 

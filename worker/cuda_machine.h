@@ -11,6 +11,7 @@ struct CudaDevice {
   std::string name;
   int major = 0, minor = 0;  // compute capability
   uint64_t memory_bytes = 0;
+  std::string error;  // why it does not answer: the rest is unknown; the machine's others may serve
 };
 
 struct CudaMachine {

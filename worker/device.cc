@@ -36,12 +36,14 @@ std::string NoDevice(const CudaMachine& machine) {
 }
 
 std::string Describe(const CudaDevice& device) {
+  if (!device.error.empty()) return "a GPU";
   return absl::StrFormat("%s, compute capability %d.%d, %.1f GiB", device.name, device.major,
                          device.minor, static_cast<double>(device.memory_bytes) / (1 << 30));
 }
 
 // Why attention cannot be computed on it; empty: it can.
 std::string Shortcoming(const CudaDevice& device) {
+  if (!device.error.empty()) return absl::StrCat("CUDA says: ", device.error);
   if (std::pair(device.major, device.minor) >= kLeast) return "";
   return absl::StrCat("too old: compute capability ", kLeast.first, ".", kLeast.second,
                       " or newer is served");

@@ -101,6 +101,18 @@ TEST(Device, AGpuThatIsTooOldIsRefusedWithWhatIsServed) {
             "capability 7.5 or newer is served");
 }
 
+TEST(Device, AGpuThatDoesNotAnswerLeavesTheOthersInService) {
+  const CudaMachine machine = MachineWith({kCard, {.error = "uncorrectable ECC error"}});
+  EXPECT_EQ(*ChooseDevice("cuda:0", machine), "cuda:0");
+  EXPECT_EQ(WhyNot("cuda:1", machine),
+            "--device cuda:1: a GPU: CUDA says: uncorrectable ECC error");
+  EXPECT_EQ(ListDevices(2, machine),
+            "cpu     2 threads\n"
+            "cuda:0  NVIDIA H200, compute capability 9.0, 139.7 GiB\n"
+            "cuda:1  a GPU; CUDA says: uncorrectable ECC error\n"
+            "built with CUDA 13.2 and NCCL 2.30.7\n");
+}
+
 TEST(Device, TheListHasALineForEach) {
   EXPECT_EQ(ListDevices(2, {}),
             "cpu     2 threads\n"
