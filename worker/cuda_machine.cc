@@ -12,7 +12,10 @@ namespace {
 CudaDevice Ask(int index) {
   cudaDeviceProp properties;
   const cudaError_t asked = cudaGetDeviceProperties(&properties, index);
-  if (asked != cudaSuccess) return {.error = cudaGetErrorString(asked)};
+  if (asked != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // else it would seem the next call's
+    return {.error = cudaGetErrorString(asked)};
+  }
   return {.name = properties.name,
           .major = properties.major,
           .minor = properties.minor,

@@ -97,7 +97,8 @@ absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
     std::erase_if(gpus, [&](const Gpu& gpu) { return gpu.name != options.device; });
     if (gpus.empty() && !machine->gpus.empty()) {
       return absl::FailedPreconditionError(absl::StrCat(
-          "--device ", options.device, ": `ringserve-worker --list-devices` offers no such GPU"));
+          "--device ", options.device, ": `ringserve-worker --list-devices` offers no such GPU:\n",
+          machine->listing));
     }
   }
   if (!gpus.empty()) return ShareOutGpus(options, gpus, cluster);

@@ -164,20 +164,23 @@ std::vector<Choice> FixedChoices(const v1::AttentionSpec& spec, int workers) {
   return choices;
 }
 
-// Measures `choices` in turns; after the second, those far behind the best are out, all but
-// `taken`: more turns of the rest are a better use of the time. Each starts a turn as often as
-// others: a start finds the processor in another state.
+// Measures `choices` in `turns`; 0: 12, and more of what takes little, for noise is a larger part
+// of it. Those that are far behind after some turns are out, all but `taken`: more turns of the
+// rest are a better use of the time. Who starts a turn finds the processor in another state: each
+// does.
 void Race(const test::Inputs& inputs, int turns, size_t taken, std::vector<Choice>& choices) {
-  constexpr double kFarBehind = 1.25;
+  constexpr int kTurnsOfAll = 5;
+  constexpr double kFarBehind = 1.3;
+  const bool as_it_takes = turns == 0;
+  if (as_it_takes) turns = 12;
   std::vector<size_t> runners(choices.size());
   std::iota(runners.begin(), runners.end(), 0);
   for (int turn = 0; turn < turns; ++turn) {
     for (size_t i = 0; i < runners.size(); ++i)
       Run(inputs, choices[runners[(turn + i) % runners.size()]]);
-    // What takes little is measured more often: noise is a larger part of it.
-    if (turn == 0)
-      turns = std::max(turns, std::min(40, static_cast<int>(2 / choices[taken].seconds)));
-    if (turn == 0) continue;
+    if (turn == 0 && as_it_takes)
+      turns = std::clamp(static_cast<int>(6 / choices[taken].seconds), turns, 40);
+    if (turn + 1 < kTurnsOfAll) continue;
     double best = std::numeric_limits<double>::infinity();
     for (const size_t runner : runners) best = std::min(best, choices[runner].seconds);
     std::erase_if(runners, [&](size_t runner) {
@@ -208,7 +211,7 @@ int Auto(const Setting& setting, const std::string& only, bool verbose) {
     });
     const size_t fixed = choices.size(), taken = same - choices.begin();
     if (taken == fixed) choices.push_back({*plan});
-    Race(inputs, setting.turns > 0 ? setting.turns : 20, taken, choices);
+    Race(inputs, setting.turns, taken, choices);
     const Choice& chosen = choices[taken];
     const Choice& best =
         *std::min_element(choices.begin(), choices.begin() + static_cast<int64_t>(fixed),
@@ -237,7 +240,7 @@ int Main(int argc, char** argv) {
   app.add_option("--workers", setting.workers);
   app.add_option("--length", setting.length);
   app.add_option("--dtype", dtype, "F32, F64, BF16 or F16");
-  app.add_option("--turns", setting.turns);
+  app.add_option("--turns", setting.turns, "else as many as the measurement wants");
   CLI::App* const area = app.add_subcommand("area");
   CLI::App* const automatic = app.add_subcommand("auto");
   automatic->add_option("--mask", only, "only masks whose name has this");

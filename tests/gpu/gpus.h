@@ -2,12 +2,14 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace ringserve::test {
 
-int GpuCount();
+// The N of each cuda:N that a worker could use.
+const std::vector<int>& ServedGpus();
 
-// Why there is none that a test could use; empty: there is.
+// Why there is no cuda:0 that a test could use; empty: there is.
 std::string WhyNoGpu();
 
 }  // namespace ringserve::test

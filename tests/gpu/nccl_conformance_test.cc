@@ -59,7 +59,7 @@ class GpuTransport : public Transport {
   std::shared_ptr<Communicator> Build(const std::string& epoch,
                                       const std::vector<std::string>& addresses,
                                       int index) override {
-    const int device = index % GpuCount();
+    const int device = ServedGpus()[index % ServedGpus().size()];
     if (library_ == nullptr) {
       library_ = MakeNcclLibrary(
           device, [] { return static_cast<void*>(c10::cuda::getCurrentCUDAStream().stream()); });

@@ -253,6 +253,10 @@ TEST_F(UpOverGpus, RefusesAGpuThatIsNotThereAndFailsWhereNobodyKnows) {
   auto up = Start(kTwo, {"--device", "cuda:2"});
   EXPECT_EQ(up->WaitForExit(), 2) << up->log();
   EXPECT_THAT(up->log(), HasSubstr("--device cuda:2: "));
+  const std::string broken = std::string(kTwo) + "echo 'cuda:2  a GPU; CUDA says: it fell off'\n";
+  up = Start(broken, {"--device", "cuda:2"});
+  EXPECT_EQ(up->WaitForExit(), 2) << up->log();
+  EXPECT_THAT(up->log(), HasSubstr("cuda:2  a GPU; CUDA says: it fell off"));
   up = Start("exit 3\n", {});
   EXPECT_EQ(up->WaitForExit(), 1) << up->log();
   EXPECT_THAT(up->log(), HasSubstr("--list-devices exited with status 3"));
