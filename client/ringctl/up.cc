@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "client/ringctl/command.h"
 #include "client/ringctl/local_cluster.h"
 #include "client/ringctl/machine_devices.h"
@@ -98,7 +99,7 @@ absl::Status ShareOut(const UpOptions& options, LocalClusterOptions& cluster) {
     if (gpus.empty() && !machine->gpus.empty()) {
       return absl::FailedPreconditionError(absl::StrCat(
           "--device ", options.device, ": `ringserve-worker --list-devices` offers no such GPU:\n",
-          machine->listing));
+          absl::StripSuffix(machine->listing, "\n")));
     }
   }
   if (!gpus.empty()) return ShareOutGpus(options, gpus, cluster);

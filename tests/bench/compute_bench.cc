@@ -240,7 +240,8 @@ int Main(int argc, char** argv) {
   app.add_option("--workers", setting.workers);
   app.add_option("--length", setting.length);
   app.add_option("--dtype", dtype, "F32, F64, BF16 or F16");
-  app.add_option("--turns", setting.turns, "else as many as the measurement wants");
+  app.add_option("--turns", setting.turns, "else as many as the measurement wants")
+      ->check(CLI::PositiveNumber);
   CLI::App* const area = app.add_subcommand("area");
   CLI::App* const automatic = app.add_subcommand("auto");
   automatic->add_option("--mask", only, "only masks whose name has this");
