@@ -241,7 +241,7 @@ int Main(int argc, char** argv) {
   app.add_option("--length", setting.length);
   app.add_option("--dtype", dtype, "F32, F64, BF16 or F16");
   app.add_option("--turns", setting.turns, "else as many as the measurement wants")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, 1'000));
   CLI::App* const area = app.add_subcommand("area");
   CLI::App* const automatic = app.add_subcommand("auto");
   automatic->add_option("--mask", only, "only masks whose name has this");
